@@ -4,7 +4,7 @@ Each function in `ADAPTERS` creates the leaves of one adapter, which at first do
 `model.layer` applies them. The parameters without the adapter also serve as the KL reference, without a copy.
 
 With `--adapter_layers` or `--adapter_size` the leaves depend on fewer trained numbers. Every update then recomputes
-`leaf = start + map . numbers`; `params["adapter"]` holds the numbers, and `start` and `map` of each leaf.
+`leaf = start + map . numbers`; `params["adapter"]` holds the numbers, and the start and the map of each leaf.
 """
 
 from typing import Callable
@@ -39,25 +39,25 @@ class AdapterConfig(Config):
 
 def lora(config: AdapterConfig, layers: dict, key: jax.Array) -> dict:
     """Adds alpha/r (x A) B to the output x W of every linear map (Hu et al., arXiv 2106.09685). Returns alpha/r and
-    the factors for each W [L,N,M]: A [L,N,r], uniform in [-1/sqrt(N), 1/sqrt(N)] as in PEFT, and B [L,r,M], zero."""
-    rank, count = config.adapter_rank, len(layers["q"])
-    leaves = {"lora_scale": jnp.full(count, config.adapter_alpha / rank, jnp.float32)}
+    the factors of each W [L,N,M]: A [L,N,r], uniform in [-1/sqrt(N), 1/sqrt(N)] as in PEFT, and B [L,r,M], zero."""
+    rank, num_layers = config.adapter_rank, len(layers["q"])
+    leaves = {"lora_scale": jnp.full(num_layers, config.adapter_alpha / rank, jnp.float32)}
     for name, key in zip(LINEAR, jax.random.split(key, len(LINEAR))):
         _, inputs, outputs = layers[name].shape
         bound = inputs**-0.5
-        leaves[name + "_lora_a"] = jax.random.uniform(key, (count, inputs, rank), jnp.float32, -bound, bound)
-        leaves[name + "_lora_b"] = jnp.zeros((count, rank, outputs))
+        leaves[name + "_lora_a"] = jax.random.uniform(key, (num_layers, inputs, rank), jnp.float32, -bound, bound)
+        leaves[name + "_lora_b"] = jnp.zeros((num_layers, rank, outputs))
     return leaves
 
 
 def vector(config: AdapterConfig, layers: dict, key: jax.Array) -> dict:
-    """Adds a trained vector to the residual stream after every layer (arXiv 2505.18706). Returns zeros [L,D]."""
+    """Adds a trained vector to the residual stream after every layer (arXiv 2505.18706). Returns zeros, [L,D]."""
     return {"vector": jnp.zeros(layers["attn_norm"].shape)}
 
 
 def first_vector(config: AdapterConfig, layers: dict, key: jax.Array) -> dict:
-    """Adds a trained vector only at the position that predicts the first token of a completion. Returns zeros [L,D]. If
-    `vector` after the last layer works only by changing that token (arXiv 2509.06608), this adapter works as well."""
+    """Adds a trained vector only at the position that predicts the first token of a completion. Returns zeros, [L,D].
+    If a `vector` after the last layer works only through that token (arXiv 2509.06608), this adapter works as well."""
     return {"first_vector": jnp.zeros(layers["attn_norm"].shape)}
 
 
@@ -66,8 +66,8 @@ ADAPTERS: dict[str, Callable] = {"lora": lora, "vector": vector, "first_vector":
 
 
 def add(config: AdapterConfig, params: dict, seed: int) -> dict:
-    """Returns parameters with a new adapter of --trainable, drawn with `seed`, which does not change the output yet. An
-    earlier adapter is merged (`merge`); frozen weights become params_dtype. UserError for flags that do not fit."""
+    """Returns parameters with a new adapter of --trainable ("all": none), drawn with `seed`, which does not change the
+    output yet. An earlier adapter is merged; frozen weights become params_dtype. UserError if flags do not fit."""
     params = merge(params)
     if config.trainable == "all":
         unused = [name for name, value in vars(config).items() if value != getattr(AdapterConfig(), name)]
@@ -90,33 +90,32 @@ def add(config: AdapterConfig, params: dict, seed: int) -> dict:
 
 def fewer_numbers(config: AdapterConfig, leaves: dict, key: jax.Array) -> dict:
     """Returns params["adapter"] for the trained leaves {name: f32[L,...]}: {"numbers": array, "start": {name: leaf},
-    "maps": {name: array}}, as `join` needs them. With --adapter_size=k the numbers are f32[k], and the maps [L,...,k]
-    are random; as rows of one matrix they have orthonormal columns. Otherwise the numbers f32[n,D] are the vectors of
-    the n layers in --adapter_layers, and the map [L,n] assigns them to layers. Raises UserError as `add` does."""
-    size, count = config.adapter_size, len(next(iter(leaves.values())))
-    layers = np.array(sorted(set(config.adapter_layers)) or range(count))
+    "maps": {name: array}}, from which `join` computes the leaves. With --adapter_size=k the numbers are f32[k], and the
+    maps [L,...,k] are random; stacked to one matrix of k columns, the columns are orthonormal. Otherwise the numbers,
+    f32[n,D], are the vectors of the n layers in --adapter_layers, and the map, [L,n], assigns them to the layers."""
+    size, depth = config.adapter_size, len(next(iter(leaves.values())))  # depth: how many layers the model has
+    layers = np.array(sorted(set(config.adapter_layers)) or range(depth))
     (name, *other_names) = leaves
     if config.adapter_layers and (other_names or not name.endswith("vector")):
-        raise UserError("--adapter_layers says after which layers a vector is added: it needs --trainable=vector or "
-                        "first_vector")
-    if not (0 <= layers.min() and layers.max() < count):
-        raise UserError(f"--adapter_layers={','.join(map(str, layers))}: the layers of the model are 0 to {count - 1}")
+        raise UserError("--adapter_layers lists layers that get a vector: it needs --trainable=vector or first_vector")
+    if not (0 <= layers.min() and layers.max() < depth):
+        raise UserError(f"--adapter_layers={','.join(map(str, layers))}: the layers of the model are 0 to {depth - 1}")
     start = jax.tree.map(jnp.copy, leaves)  # copied, since one buffer cannot be donated twice
     if not size:
-        return {"numbers": leaves[name][layers], "start": start, "maps": {name: jnp.eye(count)[:, layers]}}
-    entries = [len(layers) * leaf[0].size for leaf in leaves.values()]  # each leaf's numbers in these layers
-    if size > sum(entries):
-        raise UserError(f"--adapter_size={size}: the adapter has {sum(entries)} numbers; 0 trains them all")
-    columns, _ = jnp.linalg.qr(jax.random.normal(key, (sum(entries), size)))
-    parts = jnp.split(columns, np.cumsum(entries)[:-1])  # the rows of each leaf
-    maps = {name: jnp.zeros((*leaf.shape, size)).at[layers].set(part.reshape(len(layers), *leaf.shape[1:], size))
-            for (name, leaf), part in zip(leaves.items(), parts)}
+        return {"numbers": leaves[name][layers], "start": start, "maps": {name: jnp.eye(depth)[:, layers]}}
+    leaf_sizes = [len(layers) * leaf[0].size for leaf in leaves.values()]  # how many numbers each has in `layers`
+    if size > sum(leaf_sizes):
+        raise UserError(f"--adapter_size={size}: the adapter has {sum(leaf_sizes)} numbers; 0 trains them all")
+    columns, _ = jnp.linalg.qr(jax.random.normal(key, (sum(leaf_sizes), size)))
+    blocks = jnp.split(columns, np.cumsum(leaf_sizes)[:-1])  # one block of rows for each leaf
+    maps = {name: jnp.zeros((*leaf.shape, size)).at[layers].set(block.reshape(len(layers), *leaf.shape[1:], size))
+            for (name, leaf), block in zip(leaves.items(), blocks)}
     return {"numbers": jnp.zeros(size), "start": start, "maps": maps}
 
 
 def split(params: dict) -> tuple[dict, dict]:
-    """Splits parameters into two trees, (trained, frozen). The first of these that the parameters have is trained: the
-    adapter's "numbers", the adapter's leaves (TRAINED), all parameters."""
+    """Splits parameters into two trees, (trained, frozen). Trained are an adapter's "numbers"; without them, an
+    adapter's leaves (names end as in TRAINED); without an adapter, all parameters, and `frozen` is {}."""
     flat = traverse_util.flatten_dict(params)
     paths = [("adapter", "numbers")] if "adapter" in params else [path for path in flat if path[-1].endswith(TRAINED)]
     trained = {path: flat[path] for path in paths or flat}
@@ -152,9 +151,9 @@ def merge(params: dict) -> dict:
     for name in LINEAR:
         if name + "_lora_a" in adapted:
             layers[name] = np.array(layers[name], np.float32)
-            parts = (adapted["lora_scale"], adapted[name + "_lora_a"], adapted[name + "_lora_b"])
-            for weight, scale, a, b in zip(layers[name], *map(np.asarray, parts)):  # layer by layer, to save memory
-                weight += scale * (a @ b)
+            scale, a, b = (np.asarray(adapted[x]) for x in ("lora_scale", name + "_lora_a", name + "_lora_b"))
+            for i in range(len(scale)):  # layer by layer, to save memory
+                layers[name][i] += scale[i] * (a[i] @ b[i])
     if "vector" in adapted:
         layers["down_bias"] = np.asarray(adapted["vector"]) + np.asarray(layers.get("down_bias", np.float32(0)))
     return plain

@@ -14,7 +14,7 @@ LONG = 64  # rows of fewer tokens are not truncated, since their padding costs l
 
 
 def minibatches(batch: Batch, num_minibatches: int, seed: tuple) -> Iterator[Batch]:
-    """Yields `num_minibatches` equal random parts of the rows. They depend on `seed` alone, so processes agree."""
+    """Yields `num_minibatches` equal random parts of the rows. `seed` alone decides, so all processes agree."""
     order = np.random.default_rng(seed).permutation(len(batch.prompt_index))
     if num_minibatches == 1:
         order.sort()  # one part needs no shuffling, and sorted rows keep their prompts together
@@ -36,8 +36,8 @@ def sort_by_length(batch: Batch, num_devices: int, num_micro: int) -> tuple[Batc
     lengths_B = np.max(np.where(batch.completion_mask, np.arange(length) + 1, 0), -1)
     longest_P = np.zeros(len(batch.prompts.lengths), int)
     np.maximum.at(longest_P, batch.prompt_index, lengths_B)
-    order = np.lexsort((lengths_B, batch.prompt_index, longest_P[batch.prompt_index]))  # sorts by the last key first
-    order = order.reshape(num_micro, num_devices, -1).swapaxes(0, 1).ravel()  # lengths are similar across devices
+    order = np.lexsort((lengths_B, batch.prompt_index, longest_P[batch.prompt_index]))  # the last key counts most
+    order = order.reshape(num_micro, num_devices, -1).swapaxes(0, 1).ravel()  # similar lengths across devices
     return map_rows(batch, lambda x: x[order]), np.argsort(order)
 
 
@@ -50,7 +50,7 @@ def shard_batch(batch: Batch, num_devices: int, num_micro: int) -> Batch:
 
 
 def bucket_lengths(length: int) -> list[int]:
-    """Returns the lengths, in ascending order, to which micro-batches of `length` tokens may be truncated."""
+    """Returns, in ascending order, the lengths to which micro-batches of `length` tokens may be truncated."""
     return [length // n for n in (8, 4, 2, 1)] if length >= LONG else [length]
 
 
@@ -63,5 +63,5 @@ def choose_buckets(mask_MxBxT: jax.Array, axis_name: Optional[str] = None) -> ja
 
 
 def truncate(batch: Batch, size: int) -> Batch:
-    """Returns the batch with every array [B,T] truncated to its first `size` tokens."""
+    """Returns the batch with every array [B,T] truncated to its first `size` tokens; arrays [B] stay."""
     return map_rows(batch, lambda x: x[:, :size] if x.ndim > 1 else x)

@@ -46,7 +46,7 @@ def describe_range(kind, bounds: Mapping) -> str:
 
 
 def refusal(kind, meta: Mapping, value) -> str:
-    """Says why a flag with type `kind` and arguments `meta` cannot be `value`: "not a whole number >= 1"; else ""."""
+    """Returns why a flag of this type and `meta` (see `Flag`) cannot be `value`, such as "not a text"; "" if it can."""
     number, is_tuple, bounds = number_type(kind), typing.get_origin(kind) is tuple, meta["bounds"]
     if number is None and type(value) is not kind:
         return "not True or False" if kind is bool else "not a text"
@@ -80,7 +80,7 @@ class Config:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value, meta = getattr(self, field.name), field.metadata
+            value, meta = getattr(self, field.name), field.metadata  # without "bounds" it is a nested configuration
             if "bounds" in meta and value != field.default and (reason := refusal(field.type, meta, value)):
                 raise UserError(f"{field.name}={value!r}: {reason}")
 
@@ -106,13 +106,13 @@ class Config:
 
 
 def flags_of(config) -> list[Flag]:
-    """Lists the flags of a configuration, or of a class with its defaults, in order; nested configurations included."""
+    """Lists in order the flags of a configuration, or of a class with its defaults, and of those nested in it."""
     leaves = []
     for field in dataclasses.fields(config):  # as attributes of a class, fields have their defaults
         value, helps = getattr(config, field.name), field.metadata  # `helps` of a nested field: {flag: help text}
         if isinstance(value, Config):
             leaves += [leaf._replace(meta=leaf.meta | {"help": helps.get(leaf.name, leaf.meta["help"])})
-                       for leaf in flags_of(value) if helps.get(leaf.name, "") is not None]
+                       for leaf in flags_of(value) if helps.get(leaf.name, "") is not None]  # None: hidden
         else:
             leaves.append(Flag(field.name, field.type, value, dict(field.metadata)))
     return leaves

@@ -6,8 +6,7 @@ class UserError(Exception):
 
 
 class Interrupted(SystemExit):
-    """Raised when a signal stops a command; run it again to continue. `exit_code` is 128 + the signal, as in shells.
-    As a SystemExit, it ends a program that does not catch it with the message alone, without a traceback."""
+    """Raised when a signal stops a command; run it again to continue. `exit_code` is 128 + the signal, as in shells."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)

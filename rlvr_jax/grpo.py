@@ -137,9 +137,8 @@ class Callbacks:
 def train(policy: Policy, problems: Problems, reward: Callable, config: GRPOConfig, callbacks=Callbacks(),
           programs: Optional[Programs] = None) -> LearnerState:
     """Trains the policy and returns the last state, on the devices (`parallel.fetch_state` copies a state to the host).
-    `reward(rollouts, params, step, attempt) -> Scored` runs on the host; attempts count from 0 (`max_resamples`). Only
-    `callbacks` write files or print. `programs`, if given, are used in place of those of `compile_programs`. Raises
-    UserError for sizes that do not divide (`check`)."""
+    `reward(rollouts, params, step, attempt) -> Scored` runs on the host; attempts count from 0 (`max_resamples`).
+    If given, `programs` replace those of `compile_programs`. Raises UserError for sizes that `check` refuses."""
     check(config)
     programs = programs or compile_programs(policy, config)
     with parallel.init_device(config.update.divide_state):
@@ -166,13 +165,13 @@ def grpo_step(programs, problems, reward, config, state, step):
 
 
 def check(config: GRPOConfig) -> int:
-    """Returns the rows of a micro-batch on each device. Raises UserError if group_size is no multiple of
+    """Returns how many rows a micro-batch has on each device. Raises UserError if group_size is not a multiple of
     update_group_size, or if the rows of a step do not divide among minibatches, micro-batches and devices."""
     if config.group_size % config.loss_group_size:
         raise UserError(f"--group_size={config.group_size} is not a multiple of --update_group_size="
                         f"{config.update_group_size}")
-    flag = "update_group_size" if config.update_group_size else "group_size"
-    return learner.micro_rows(config.update, config.num_prompts * config.loss_group_size, f"--num_prompts x --{flag}")
+    size = "update_group_size" if config.update_group_size else "group_size"
+    return learner.micro_rows(config.update, config.num_prompts * config.loss_group_size, f"--num_prompts x --{size}")
 
 
 def compile_programs(policy: Policy, config: GRPOConfig) -> Programs:
@@ -199,7 +198,7 @@ def initial_state(policy: Policy, config: GRPOConfig) -> LearnerState:
 def curriculum(config: GRPOConfig, problems: Problems, step: int) -> PromptBatch:
     """Returns the prompts of a step, from shuffled epochs; a problem with k copies occurs k times in each epoch."""
     epoch = np.repeat(np.arange(len(problems.copies), dtype=np.int32), problems.copies)
-    positions = (step - 1) * config.num_prompts + np.arange(config.num_prompts)
+    positions = (step - 1) * config.num_prompts + np.arange(config.num_prompts)  # counted from the run's first prompt
     orders = {e: np.random.default_rng((config.loop.seed, e, 0, EPOCH_ORDER)).permutation(epoch)
               for e in set(positions // len(epoch))}  # number of an epoch -> its problems in order
     index_N = [orders[position // len(epoch)][position % len(epoch)] for position in positions]
@@ -212,25 +211,25 @@ def sample_and_score(programs: Programs, reward: Callable, config: GRPOConfig, p
     `loss_group_size` completions of each are returned. Up to `max_resamples` times, samples again and replaces
     zero-variance groups, whose rewards are all equal, by live groups of the new sample, whose rewards differ."""
     row_NxG = np.arange(len(prompt_batch.index)).reshape(-1, config.group_size)
-    learnt = row_NxG[:, : config.loss_group_size].ravel()  # these rows of a sample are returned
-    kept_NxG = np.arange(len(learnt)).reshape(-1, config.loss_group_size)  # the numbers of the returned rows
-    live = lambda scored: live_groups(scored.reward.reshape(kept_NxG.shape))
+    learnt_rows = row_NxG[:, : config.loss_group_size].ravel()  # only these rows of a sample are returned
+    learnt_NxG = np.arange(len(learnt_rows)).reshape(-1, config.loss_group_size)  # their numbers in what is returned
+    is_live = lambda scored: live_groups(scored.reward.reshape(learnt_NxG.shape))  # bool[N]
 
     def sample(attempt: int) -> tuple[Rollouts, Scored]:
         rollouts = programs.sample(params, prompt_batch.prompts, prompt_batch.index, Request(
             config.loop.seed, prompt_batch.step, config.update.temperature, repeats=config.group_size,
             first_row=attempt * len(prompt_batch.index)))  # new random keys for each attempt
-        return jax.tree.map(lambda x: x[learnt], (rollouts, reward(rollouts, params, prompt_batch.step, attempt)))
+        return jax.tree.map(lambda x: x[learnt_rows], (rollouts, reward(rollouts, params, prompt_batch.step, attempt)))
 
     rollouts, scored = sample(0)
     for attempt in range(1, config.max_resamples + 1):
-        dead = np.flatnonzero(~live(scored))
+        dead = np.flatnonzero(~is_live(scored))  # zero-variance groups
         if not len(dead):
             break
         new_rollouts, new_scored = sample(attempt)
-        alive = np.flatnonzero(live(new_scored))[: len(dead)]
-        source_NxG = kept_NxG.copy()  # the rows to keep of both samples, numbered as if one followed the other
-        source_NxG[dead[: len(alive)]] = len(learnt) + kept_NxG[alive]  # live groups replace zero-variance ones
+        alive = np.flatnonzero(is_live(new_scored))[: len(dead)]
+        source_NxG = learnt_NxG.copy()  # rows to keep, numbered through the old sample and on through the new one
+        source_NxG[dead[: len(alive)]] = len(learnt_rows) + learnt_NxG[alive]  # live groups replace dead ones
         rollouts, scored = jax.tree.map(lambda old, new: np.concatenate([old, new])[source_NxG.ravel()],
                                         (rollouts, scored), (new_rollouts, new_scored))
     return rollouts, scored

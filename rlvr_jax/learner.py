@@ -136,8 +136,8 @@ def reference(state: LearnerState) -> model.Params:
 
 def make_statistics(model_config: ModelConfig, config: UpdateConfig, count: int = 3,
                     axis_name: Optional[str] = None) -> Callable:
-    """Returns `statistics(params, batch [M micro-batches, ...])`: the first `count` of log-probabilities, entropies,
-    self-certainties, each f32[M,B,T] in nats, 0 where padding was cut off. `axis_name`: see `make_update`."""
+    """Returns `statistics(params, batch)` for M micro-batches: a tuple of the first `count` of log-probabilities,
+    entropies, self-certainties, each f32[M,B,T] nats, 0 where padding was cut off. `axis_name`: see `make_update`."""
     how = Scoring(config.max_logits, attend=ATTENTION[config.attention].rows, self_certainty=count > 2)
 
     def statistics(params, batch: Batch):
@@ -149,7 +149,7 @@ def make_statistics(model_config: ModelConfig, config: UpdateConfig, count: int 
 
         branches = [functools.partial(score, size=size) for size in batches.bucket_lengths(length)]
         buckets_M = batches.choose_buckets(batch.completion_mask, axis_name)
-        return lax.map(lambda x: lax.switch(x[1], branches, x[0]), (batch, buckets_M))
+        return lax.map(lambda x: lax.switch(x[1], branches, x[0]), (batch, buckets_M))  # x: a micro-batch, its bucket
     return statistics
 
 
@@ -157,7 +157,7 @@ def make_loss(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig)
     """Returns `loss_sum(trained, frozen, micro, weights) -> (total, ({metric: sum}, gap_max))`, for a micro-batch, with
     parameters from `adapters.split`. `total` is the sum of weights * (policy term + kl_coef * k3 - entropy_coef *
     entropy), not yet divided; `gap_max` is the largest |old - sampler log-probability|. The KL is measured if there are
-    `ref_logprobs`. `weights`, f32[B,T], default to the objective's; truncated rows need those of whole rows."""
+    `ref_logprobs`. `weights`, f32[B,T], default to the objective's; for truncated rows, pass those of whole rows."""
     objective, how = loss.resolve(), Scoring(config.max_logits, config.remat, ATTENTION[config.attention].rows)
 
     def loss_sum(trained, frozen, micro: Batch, weights: Optional[jax.Array] = None):
@@ -199,25 +199,25 @@ def make_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfi
 
     def update(state: LearnerState, batch: Batch, step):
         mask = batch.completion_mask.astype(jnp.float32)
-        _, shares = jax.vmap(objective.normalise)(mask)  # each micro-batch's part of the divisor
-        counts = jnp.sum(shares), jnp.sum(mask)  # this device's parts of the divisor and of the number of tokens
+        _, shares_MxB = jax.vmap(objective.normalise)(mask)  # each row's share of the divisor; the weights come below
+        counts = jnp.sum(shares_MxB), jnp.sum(mask)  # this device's parts of the divisor and of the number of tokens
         trained, frozen = adapters.split(state.params)
 
         def gradients(micro: Batch, size: int):  # of a micro-batch whose completions all fit into `size` tokens
-            weights, _ = objective.normalise(micro.completion_mask.astype(jnp.float32))  # of each token of whole rows
+            weights, _ = objective.normalise(micro.completion_mask.astype(jnp.float32))  # before rows are truncated
             return jax.value_and_grad(loss_sum, has_aux=True)(trained, frozen, batches.truncate(micro, size),
                                                               weights[:, :size])
 
-        by_length = [functools.partial(gradients, size=size) for size in batches.bucket_lengths(mask.shape[-1])]
+        branches = [functools.partial(gradients, size=size) for size in batches.bucket_lengths(mask.shape[-1])]
 
-        def accumulate(totals, x):
-            micro, bucket = x
-            (total, (sums, gap_max)), grads = lax.switch(bucket, by_length, micro)
+        def accumulate(totals, micro_and_bucket):
+            micro, bucket = micro_and_bucket
+            (total, (sums, gap_max)), grads = lax.switch(bucket, branches, micro)
             return jax.tree.map(jnp.add, totals, (total, sums, grads)), gap_max
-        shapes = jax.eval_shape(by_length[-1], jax.tree.map(lambda x: x[0], batch))
-        (total, (sums, _)), grads = jax.tree.map(jnp.zeros_like, shapes)  # zeros, to which `accumulate` adds
-        totals, gap_max = lax.scan(accumulate, (total, sums, grads),
-                                   (batch, batches.choose_buckets(batch.completion_mask, axis_name)))
+        shapes = jax.eval_shape(branches[-1], jax.tree.map(lambda x: x[0], batch))
+        (zero, (zero_sums, _)), zero_grads = jax.tree.map(jnp.zeros_like, shapes)  # `accumulate` starts from zeros
+        buckets_M = batches.choose_buckets(batch.completion_mask, axis_name)
+        totals, gap_max = lax.scan(accumulate, (zero, zero_sums, zero_grads), (batch, buckets_M))
         # An ordering barrier: sums over devices have to follow all gathers of weights, or devices could deadlock.
         totals, counts, gap_max = parallel.after_gathers((totals, counts, gap_max), state.params)
         (total, sums, grads), counts = parallel.psum((totals, counts), axis_name)
@@ -252,8 +252,8 @@ def map_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig
 
     def update(state: LearnerState, batch: Batch, step: int):
         devices, collected = parallel.device_count(), []
-        steps = parallel.place_rows(np.full(devices, step, np.int32))
-        for number in range(config.num_passes):
+        steps = parallel.place_rows(np.full(devices, step, np.int32))  # the step's number, for each device
+        for number in range(config.num_passes):  # number of the pass
             for part in batches.minibatches(batch, config.num_minibatches, (seed, step, number, MINIBATCH_ORDER)):
                 part, _ = batches.sort_by_length(part, devices, config.grad_accumulation)
                 rows = parallel.place_rows(batches.shard_batch(part, devices, config.grad_accumulation))
@@ -265,12 +265,13 @@ def map_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig
 
 
 def map_statistics(model_config: ModelConfig, config: UpdateConfig, count: int = 3) -> Callable:
-    """`make_statistics` on all devices: (params, host batch without micro-batches) -> numpy f32[B,T]s in row order."""
+    """Returns `statistics(params, batch)`, which runs on all devices for a host batch. It returns a tuple of the first
+    `count` of log-probabilities, entropies and self-certainties, each numpy f32[B,T] in nats, in the batch's order."""
     mapped = parallel.map_devices(make_statistics(model_config, config, count, parallel.AXIS))
     pieces = config.num_minibatches * config.grad_accumulation
 
     def statistics(params, batch: Batch) -> tuple[np.ndarray, ...]:
-        batch, places = batches.sort_by_length(batch, parallel.device_count(), pieces)
+        batch, positions = batches.sort_by_length(batch, parallel.device_count(), pieces)
         rows = parallel.place_rows(batches.shard_batch(batch, parallel.device_count(), pieces))
-        return tuple(x.reshape(-1, x.shape[-1])[places] for x in parallel.fetch_rows(mapped(params, rows)))
+        return tuple(x.reshape(-1, x.shape[-1])[positions] for x in parallel.fetch_rows(mapped(params, rows)))
     return statistics

@@ -45,16 +45,16 @@ class Scoring(NamedTuple):
     max_logits: int = 2**25  # most logits (tokens x vocabulary) in memory at a time
     remat: bool = False  # recompute layers in the backward pass
     attend: Callable = ops.causal_attention  # attention of rows longer than `ops.SHORT`
-    self_certainty: bool = False  # also return the self-certainty
+    self_certainty: bool = False  # also return KL(uniform || policy), see `token_logprobs`
 
 
 def completion_logprobs(params: model.Params, config: ModelConfig, batch: Batch, temperature,
                         how: Scoring = Scoring()) -> tuple[jax.Array, ...]:
     """Returns (logprobs, entropy), f32[B,T], of every completion token given its prompt and the tokens before it; with
     `how.self_certainty` also self-certainty. Uses only `prompts`, `prompt_index` and `completions` of the batch."""
-    rows = model.ForwardOptions(how.remat, how.attend)
-    params = parallel.all_gather_parts(params, config.dtype, but="layers", reused=True)
-    prefix = model.prefill(params, config, batch.prompts, rows)
+    options = model.ForwardOptions(how.remat, how.attend)
+    params = parallel.all_gather_parts(params, config.dtype, but="layers", reused=True)  # `forward` gathers each layer
+    prefix = model.prefill(params, config, batch.prompts, options)
     inputs_BxT = jnp.concatenate([prefix.last_tokens[batch.prompt_index][:, None], batch.completions[:, :-1]], axis=1)
-    hidden_BxTxD, _ = model.forward(params, config, inputs_BxT, prefix, batch.prompt_index, rows)
+    hidden_BxTxD, _ = model.forward(params, config, inputs_BxT, prefix, batch.prompt_index, options)
     return token_logprobs(params, hidden_BxTxD, batch.completions, temperature, how.max_logits, how.self_certainty)

@@ -69,7 +69,7 @@ class ForwardOptions(NamedTuple):
     attend: Callable = ops.causal_attention  # attention of rows longer than `ops.SHORT`
     keep_kv: bool = False  # return each layer's (keys, values), [L,B,T,K,E], as `kept`
     edit_residual: Optional[EditResidual] = None  # applied to the output of every layer
-    read_residual: Optional[Callable] = None  # (a layer's x_BxTxD, after edit_residual) -> what `kept` has of it
+    read_residual: Optional[Callable] = None  # x_BxTxD after a layer and `edit_residual` -> what `kept` has of it
 
 
 @flax.struct.dataclass
@@ -122,7 +122,7 @@ class Inputs(NamedTuple):
 
 def init_params(key: jax.Array, config: ModelConfig) -> Params:
     """Returns random float32 parameters: std 0.02, or 0.02/sqrt(2L) for "o" and "down" (GPT-2); norms are 1."""
-    c, keys = config, iter(jax.random.split(key, 16))
+    c, keys = config, iter(jax.random.split(key, 16))  # `normal` takes them in turn: the order of its calls matters
 
     def normal(*shape, std=0.02):
         return std * jax.random.normal(next(keys), shape, jnp.float32)
@@ -148,7 +148,7 @@ def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.A
     """Applies one pre-norm block with parameters `p` and returns (x_BxTxD, kept). The caller's `attend(q_BxTxHxE,
     k_BxTxKxE, v_BxTxKxE) -> (mixed_BxTx(H*E), kept)` applies masks and caches; its `kept` is returned. `first_BxT`,
     bool, marks positions that predict the first token of a completion. Weights are cast to the dtype of x."""
-    def project(name, x, scale=None):
+    def project(name, x, scale=None):  # (x W + LoRA's product) * scale + bias
         y = ops.linear(x, p[name].astype(x.dtype))
         if name + "_lora_a" in p:
             a, b = p[name + "_lora_a"], p["lora_scale"] * p[name + "_lora_b"]  # float32: 16 bits may not hold alpha/r
@@ -178,14 +178,14 @@ def layer(p: dict, config: ModelConfig, x_BxTxD: jax.Array, positions_BxT: jax.A
 
 def prefix_segment(keys_PxSxKxE, values_PxSxKxE, lengths_P, prompt_index_B, num_queries: int) -> tuple:
     """Returns the segment (keys, values, mask_BxTxS) of `ops.attention` by which row b attends to prompt
-    `prompt_index_B[b]`, or to prompt b without an index. A single prompt is not copied for all rows: keys [S,K,E]."""
+    `prompt_index_B[b]`, or to prompt b if that is None. A single prompt is not copied for all rows: keys [S,K,E]."""
     num_prompts, size = keys_PxSxKxE.shape[:2]
     lengths_B = lengths_P if prompt_index_B is None else lengths_P[prompt_index_B]
     mask_BxS = jnp.arange(size)[None, :] < lengths_B[:, None]
     mask_BxTxS = jnp.broadcast_to(mask_BxS[:, None], (len(lengths_B), num_queries, size))
     if prompt_index_B is None:
         return keys_PxSxKxE, values_PxSxKxE, mask_BxTxS
-    rows = 0 if num_prompts == 1 else prompt_index_B
+    rows = 0 if num_prompts == 1 else prompt_index_B  # 0 removes the axis of prompts
     return keys_PxSxKxE[rows], values_PxSxKxE[rows], mask_BxTxS
 
 
@@ -193,8 +193,8 @@ def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: 
             prompt_index_B: Optional[jax.Array] = None, how: ForwardOptions = ForwardOptions()) -> tuple:
     """Runs whole rows through the layers and returns (hidden_BxTxD, kept): the states after the final norm, and what
     `how` asks to keep of each layer, [L,...] or None. Tokens are i32, right-padded; attention is causal, so padding
-    needs no mask. Row b continues prompt `prompt_index_B[b]` of the prefix, into which gradients flow; the row's first
-    input predicts the first token of a completion. Without a prefix, no input counts as predicting a first token."""
+    needs no mask. Row b continues prompt `prompt_index_B[b]` of the prefix, into which gradients flow; its first input
+    predicts the first token of a completion (`first_BxT` of `layer`). Without a prefix, no input does."""
     b, t = tokens_BxT.shape
     starts_B = jnp.zeros(b, jnp.int32) if prefix is None else prefix.lengths[prompt_index_B]
     positions_BxT = starts_B[:, None] + jnp.arange(t)[None, :]
@@ -215,11 +215,11 @@ def forward(params: Params, config: ModelConfig, tokens_BxT: jax.Array, prefix: 
         x = x if how.edit_residual is None else how.edit_residual(index, x, positions_BxT)
         return x, (kept if how.read_residual is None else how.read_residual(x))
 
-    prefix_kv = prefix and (prefix.keys, prefix.values)
+    stacked_kv = None if prefix is None else (prefix.keys, prefix.values)  # [L,...], as the layers' parameters
     if how.remat:
         block = jax.checkpoint(block, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
     x, kept = lax.scan(block, params["embed"][tokens_BxT].astype(config.dtype),
-                       (jnp.arange(config.num_layers), params["layers"], prefix_kv))
+                       (jnp.arange(config.num_layers), params["layers"], stacked_kv))
     return ops.rms_norm(x, params["final_norm"], config.norm_eps), kept
 
 
@@ -254,15 +254,15 @@ def unroll_layers(params: Params, prefix: Prefix, prompt_index_B: Optional[jax.A
 def init_cache(config: ModelConfig, rows: int, window: int, layout: Layout = Layout()) -> KVCache:
     heads, size = config.num_kv_heads, config.head_dim
     shape = (rows, window, heads, size) if layout.axis == 1 else (rows, heads, window, size)
-    return KVCache(tuple(tuple(jnp.zeros(shape, config.dtype) for _ in "kv")  # separate buffers, which can be donated
-                         for _ in range(config.num_layers)), layout)
+    zeros = lambda: jnp.zeros(shape, config.dtype)  # called for each array: separate buffers can be donated
+    return KVCache(tuple((zeros(), zeros()) for _ in range(config.num_layers)), layout)
 
 
 def decode_step(params: Params, config: ModelConfig, context: Context, inputs: Inputs, cache: KVCache,
                 edit_residual: Optional[EditResidual] = None) -> tuple[jax.Array, KVCache]:
-    """Feeds one token of each row and returns (logits_BxV f32, cache with the tokens). Setting a row's step to 0 starts
-    a completion afresh, as cache positions after the step are masked. Attention reads the first 64 * 2^i positions, as
-    few as hold the tokens of every row, or all if `Layout.grows`; `context.attend`, if given, replaces it."""
+    """Feeds one token of each row. Returns (logits_BxV f32, the cache with the keys and values of these tokens). A row
+    with step 0 starts a completion, as cache positions after the step are masked. Attention reads the first 64 * 2^i
+    positions, as few as hold the tokens of every row, or all if `Layout.grows`. If set, `context.attend` is used."""
     prefix, prompt_index_B, attend = context.prefix, context.prompt_index, context.attend
     tokens_B, steps_B = inputs
     axis = cache.layout.axis
@@ -276,7 +276,7 @@ def decode_step(params: Params, config: ModelConfig, context: Context, inputs: I
     if len(buckets) > 1:
         bucket = jnp.sum(jnp.max(steps_B) >= jnp.array(buckets[:-1], jnp.int32))
     seen_Bx1xW = (jnp.arange(window)[None, :] <= steps_B[:, None])[:, None]
-    x, kept = params["embed"][tokens_B[:, None]].astype(config.dtype), []
+    x, new_layers = params["embed"][tokens_B[:, None]].astype(config.dtype), []
     for i, (p, prefix_keys, prefix_values) in enumerate(context.layers):
         def mix(q, k, v):
             kv = tuple(old.at[new_entry].set(new[:, 0]) for old, new in zip(cache.layers[i], (k, v)))
@@ -285,30 +285,30 @@ def decode_step(params: Params, config: ModelConfig, context: Context, inputs: I
                 return attend(q, prompt, tuple(jnp.moveaxis(x, axis, 2) for x in kv), steps_B + 1), kv
 
             def attend_to_first(size):
-                read = (jnp.moveaxis(lax.slice_in_dim(x, 0, size, axis=axis), axis, 1) for x in kv)
-                return ops.attention(q, [prompt, (*read, seen_Bx1xW[:, :, :size])])
+                keys, values = (jnp.moveaxis(lax.slice_in_dim(x, 0, size, axis=axis), axis, 1) for x in kv)
+                return ops.attention(q, [prompt, (keys, values, seen_Bx1xW[:, :, :size])])
             return lax.switch(bucket, [lambda size=size: attend_to_first(size) for size in buckets]), kv
 
         x, kv = layer(parallel.all_gather_parts(p, config.dtype), config, x, positions_Bx1, mix, steps_B[:, None] == 0)
         if edit_residual is not None:
             x = edit_residual(i, x, positions_Bx1)
-        kept.append(kv)
+        new_layers.append(kv)
     hidden_BxD = ops.rms_norm(x, params["final_norm"], config.norm_eps)[:, 0]
-    return head(params, hidden_BxD), cache.replace(layers=tuple(kept))
+    return head(params, hidden_BxD), cache.replace(layers=tuple(new_layers))
 
 
 def local_prompts(prompts: Prompts, prompt_index_B: np.ndarray, pieces: int, repeats: int = 1,
                   cut: bool = False) -> tuple[Prompts, np.ndarray]:
     """Cuts rows into equal pieces, each with only the prompts it uses. Returns (prompts [pieces,P',S], index
     i32[pieces,B'] of each row's prompt in its piece). Groups of `repeats` consecutive rows share a prompt; `cut` says
-    that the first row may be inside a group. P' is the most prompts that a piece may need, so that all steps have the
-    same shapes. Raises ValueError if a piece needs more."""
+    that the first row may be inside a group. P', the most prompts that such a piece can have, is the same for all
+    steps, and so are all shapes. Raises ValueError if a piece has more."""
     index = np.asarray(prompt_index_B).reshape(pieces, -1)
     size = index.shape[1]
     cut_groups = 2 if size % repeats else int(cut)  # groups of which a piece may hold a part
-    room = min(len(prompts.lengths), size, size // repeats + cut_groups)  # P'
-    used, local = zip(*(np.unique(piece, return_inverse=True) for piece in index))
-    if (most := max(map(len, used))) > room:
-        raise ValueError(f"a piece of {size} rows has {most} prompts where groups of {repeats} rows leave {room}")
-    used = np.stack([np.resize(piece, room) for piece in used])  # repeats prompts up to P'
-    return jax.tree.map(lambda x: np.asarray(x)[used], prompts), np.stack(local).astype(np.int32)
+    width = min(len(prompts.lengths), size, size // repeats + cut_groups)  # P'
+    used, local_index = zip(*(np.unique(piece, return_inverse=True) for piece in index))  # each piece: prompts, index
+    if (most := max(map(len, used))) > width:
+        raise ValueError(f"{size} rows use {most} prompts, but can use {width} if groups of {repeats} share a prompt")
+    used = np.stack([np.resize(piece, width) for piece in used])  # repeats prompts up to P'
+    return jax.tree.map(lambda x: np.asarray(x)[used], prompts), np.stack(local_index).astype(np.int32)

@@ -14,8 +14,8 @@ SHORT = 256  # longest rows whose attention scores are computed in one piece; lo
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3.1's stretch of rotary wavelengths. Those above original_max_seq_len / low_freq_factor are multiplied by
-    `factor`, those below original_max_seq_len / high_freq_factor are unchanged, and those between are interpolated."""
+    """Llama 3.1's rule for rotary embeddings: wavelengths above original_max_seq_len / low_freq_factor are multiplied
+    by `factor`, wavelengths below original_max_seq_len / high_freq_factor are unchanged, and others interpolated."""
 
     factor: float
     low_freq_factor: float
@@ -30,10 +30,10 @@ def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
     return x @ weight
 
 
-def linear_backward(kept, g):
-    x, weight = kept
-    rows = [y.reshape(-1, y.shape[-1]) for y in (x, g)]
-    return jnp.matmul(g, weight.T), lax.dot_general(*rows, (((0,), (0,)), ((), ())))  # g W^T, x^T g
+def linear_backward(operands, g):
+    x, weight = operands
+    x_rows, g_rows = (y.reshape(-1, y.shape[-1]) for y in (x, g))
+    return jnp.matmul(g, weight.T), lax.dot_general(x_rows, g_rows, (((0,), (0,)), ((), ())))  # g W^T, x^T g
 
 
 linear.defvjp(lambda x, weight: (x @ weight, (x, weight)), linear_backward)
@@ -46,7 +46,8 @@ def float32_einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def float32_einsum_backward(equation, operands, g):
-    return jax.vjp(functools.partial(jnp.einsum, equation), *operands)[1](g.astype(operands[0].dtype))
+    _, pull_back = jax.vjp(functools.partial(jnp.einsum, equation), *operands)
+    return pull_back(g.astype(operands[0].dtype))
 
 
 float32_einsum.defvjp(lambda equation, x, y: (float32_einsum(equation, x, y), (x, y)), float32_einsum_backward)
@@ -110,14 +111,13 @@ def attention(q_BxTxHxE: jax.Array, segments) -> jax.Array:
 
 def join_segments(q_BxTxHxE: jax.Array, segments) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Concatenates the segments of `attention`: returns keys and values, each [B,S,K,E], and the mask, bool[B,T,S]."""
-    *keys_and_values, masks = zip(*segments)
-    keys, values = (jnp.concatenate([jnp.broadcast_to(x, (len(q_BxTxHxE), *x.shape[-3:])) for x in parts], 1)
-                    for parts in keys_and_values)
-    return keys, values, jnp.concatenate(masks, -1)
+    keys, values, masks = zip(*segments)
+    join = lambda arrays: jnp.concatenate([jnp.broadcast_to(x, (len(q_BxTxHxE), *x.shape[-3:])) for x in arrays], 1)
+    return join(keys), join(values), jnp.concatenate(masks, -1)
 
 
 def causal_attention(q_BxTxHxE: jax.Array, segments, chunk: int = 256) -> jax.Array:
-    """Computes `attention` if the last T keys are those of the T queries and no query sees a key after its own. Takes
+    """Computes `attention` where the last T keys belong to the T queries and no query sees a key after its own. Takes
     the queries in chunks, each with the keys up to the chunk's last query, and recomputes chunks in the backward
     pass: a chunk's scores fit in a chip's fast memory; those of whole rows would dominate memory traffic."""
     b, t, h, e = q_BxTxHxE.shape
@@ -135,7 +135,7 @@ def causal_attention(q_BxTxHxE: jax.Array, segments, chunk: int = 256) -> jax.Ar
 
     out = []
     for start in range(0, t, chunk):
-        now, seen = slice(start, start + chunk), min(size - t + start + chunk, size)
+        now, seen = slice(start, start + chunk), min(size - t + start + chunk, size)  # queries, and how many keys
         out.append(attend(q_BxKxRxTxE[..., now, :], keys_BxKxSxE[:, :, :seen], values_BxKxSxE[:, :, :seen],
                           mask_BxTxS[:, now, :seen]))
     return jnp.concatenate(out, 3).transpose(0, 3, 1, 2, 4).reshape(b, t, h * e)
@@ -144,7 +144,7 @@ def causal_attention(q_BxTxHxE: jax.Array, segments, chunk: int = 256) -> jax.Ar
 class Attention(NamedTuple):
     """A row of `ATTENTION`: one implementation of attention."""
 
-    rows: Callable = causal_attention  # for rows of more than `SHORT` tokens; arguments of `attention`
+    rows: Callable = causal_attention  # for rows of more than `SHORT` tokens; called as `attention` is
     cache: Optional[Callable] = None  # for decoded tokens, see `model.Context.attend`; None: `attention`
 
 

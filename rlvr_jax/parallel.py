@@ -89,7 +89,7 @@ def _gather(piece: jax.Array, held, sent, used) -> jax.Array:
 
 
 def _scatter_gradient(held, sent, used, _, gradient: jax.Array) -> tuple[jax.Array]:
-    return jax.lax.psum_scatter(gradient.astype(held), AXIS, scatter_dimension=gradient.ndim - 2, tiled=True),
+    return (jax.lax.psum_scatter(gradient.astype(held), AXIS, scatter_dimension=gradient.ndim - 2, tiled=True),)
 
 
 _gather.defvjp(lambda piece, *dtypes: (_gather(piece, *dtypes), None), _scatter_gradient)
@@ -97,14 +97,16 @@ _gather.defvjp(lambda piece, *dtypes: (_gather(piece, *dtypes), None), _scatter_
 
 def all_gather_parts(tree, dtype=None, but: str = "", reused: bool = False):
     """Returns the tree with every `Shard` gathered from all devices, in `dtype` if given; call it inside `map_devices`.
-    The entry `but` of a dict stays divided. With `reused`, for weights used more than once, values are rounded to
-    `dtype` but have the shard's dtype, in which the gradients of all uses add up."""
+    If the tree is a dict, its entry `but` stays divided. With `reused`, for weights used more than once, values are
+    rounded to `dtype` but returned in the shard's dtype, in which the gradients of all uses are then added up."""
     if but:
         return {name: x if name == but else all_gather_parts(x, dtype, reused=reused) for name, x in tree.items()}
 
-    def gather(x):
-        held = x.piece.dtype
-        return _gather(x.piece, held, dtype or held, held if reused else dtype or held)
+    def gather(shard: Shard) -> jax.Array:
+        held = shard.piece.dtype
+        sent = dtype or held
+        used = held if reused else sent
+        return _gather(shard.piece, held, sent, used)
     return _map_with_shards(lambda x: gather(x) if _is_shard(x) else x, tree)
 
 
@@ -114,11 +116,11 @@ def after_gathers(tree, state):
     if not _shards(state):
         return tree
     ready = sum(jnp.ravel(x)[0] for x in jax.tree.leaves(tree))  # depends on every array
-    return jax.tree.map(lambda x: jnp.where(jnp.isnan(ready), jnp.nan, x), tree)  # x, after `ready`
+    return jax.tree.map(lambda x: jnp.where(jnp.isnan(ready), jnp.nan, x), tree)  # x, but only after `ready`
 
 
 def psum(tree, axis_name: Optional[str] = AXIS):
-    """Sums a tree over the devices of an axis (None: one device). A `Shard` is a gradient already summed, and stays."""
+    """Sums a tree over the devices of an axis (None: one device), except `Shard`s: their gradients are already sums."""
     if axis_name is None:
         return tree
     return _map_with_shards(lambda x: x if _is_shard(x) else jax.lax.psum(x, axis_name), tree)
@@ -132,8 +134,8 @@ def pmax(x, axis_name: Optional[str] = AXIS):
 def global_norm(tree) -> jax.Array:
     """Returns the Euclidean norm of a whole tree, some of whose leaves may be `Shard`s (then inside `map_devices`)."""
     squared_sum = functools.partial(optax.tree.norm, squared=True)
-    shards, leaves = _shards(tree), jax.tree.leaves(_map_with_shards(lambda x: None if _is_shard(x) else x, tree))
-    return jnp.sqrt(squared_sum(leaves) + jax.lax.psum(squared_sum(shards), AXIS) if shards else squared_sum(tree))
+    shards, leaves = _shards(tree), [x for x in jax.tree.leaves(tree, is_leaf=_is_shard) if not _is_shard(x)]
+    return jnp.sqrt((squared_sum(leaves) + jax.lax.psum(squared_sum(shards), AXIS)) if shards else squared_sum(tree))
 
 
 def divided_leaves(tree, count: int):
@@ -153,7 +155,7 @@ def place_state(tree, divide: bool = False):
     """Copies a tree to every device; with `divide`, each device gets a `Shard` of each of `divided_leaves`. The arrays'
     layout is that of results of `map_devices`: any other would make JAX trace the update again at step 2."""
     count, replicate = jax.device_count(), jax.pmap(lambda _, x: x, axis_name=AXIS, in_axes=(0, None))
-    distribute = jax.pmap(lambda x: x, axis_name=AXIS)
+    distribute = jax.pmap(lambda x: x, axis_name=AXIS)  # pmap has to map an argument: `replicate` has one more
 
     def place(x, divided: bool):
         if divided:
@@ -174,15 +176,15 @@ def fetch_state(tree):
 
 def size(tree) -> int:
     """Returns how many numbers one copy of a placed tree has."""
-    return sum(jax.tree.leaves(_map_with_shards(  # a `piece` has the rows of this process's devices only
-        lambda x: x.piece.size * process_count() if _is_shard(x) else math.prod(x.shape[1:]), tree)))
+    count = lambda x: x.piece.size * process_count() if _is_shard(x) else math.prod(x.shape[1:])
+    return sum(jax.tree.leaves(_map_with_shards(count, tree)))  # piece: this process's part; x: a copy for each device
 
 
 def place_rows(tree):
     """Returns this process's part of global host arrays [devices, ...]: one leading entry for each of its devices."""
-    share = device_count() // process_count()
-    first = process_index() * share
-    return jax.tree.map(lambda x: x[first : first + share], tree)
+    devices = device_count() // process_count()  # of this process
+    first = process_index() * devices
+    return jax.tree.map(lambda x: x[first : first + devices], tree)
 
 
 def fetch_rows(tree):

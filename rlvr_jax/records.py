@@ -20,7 +20,7 @@ class Problem:
     answer: str
     prompt: str
     meta: dict = dataclasses.field(default_factory=dict)  # further columns, such as "index", "task" and "steps"
-    copies: int = 1  # how often the file has the problem, and an epoch of training with it
+    copies: int = 1  # how often the problem occurs in the file, and in an epoch of training
 
 
 @flax.struct.dataclass
@@ -40,7 +40,7 @@ class Rollouts:
     completion_mask: jax.Array  # bool[B,T], true up to and including the first end-of-text token
     sampler_logprobs: jax.Array  # f32[B,T] nats, under the distribution sampled from; greedy tokens: at temperature 1
     ended: jax.Array  # bool[B], false if `max_new_tokens` truncated the completion
-    noted: Optional[dict] = None  # name -> [B] or [B,T], recorded while sampling (`sampler.Hooks`)
+    noted: Optional[dict] = None  # {name: [B] or [B,T]}, recorded while sampling (`sampler.Hooks`)
 
 
 @flax.struct.dataclass
@@ -61,7 +61,7 @@ class Batch:
 class LearnerState:
     """Everything that training changes."""
 
-    step: jax.Array  # i32[] batches learnt from; each takes one or more optimiser updates
+    step: jax.Array  # i32[] number of batches learnt from, each in one or more optimiser updates
     params: dict  # frozen parameters, which may be 16-bit, stay bitwise equal; trained ones are f32
     opt_state: Any  # optax state of the trained parameters
     ref_params: Optional[dict]  # the reference of the KL, if one is kept

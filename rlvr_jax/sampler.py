@@ -69,7 +69,7 @@ class Hooks(NamedTuple):
     """What a caller may change or record at each decoded token; hashable, except for `carry`."""
 
     edit_residual: Optional[model.EditResidual] = None  # applied to every layer's output, also in the prefill
-    edit_at: Optional[Callable] = None  # (rows_N, steps_N) -> EditResidual, replaces edit_residual for decoded tokens
+    edit_at: Optional[Callable] = None  # (rows_N, steps_N) -> EditResidual that replaces edit_residual while decoding
     note: Optional[Callable] = None  # (logits_NxV, tokens_N) -> {name: [N]}, returned as [B,T] in `Rollouts.noted`
     # (carry, Draw, logits_NxV) -> (carry, tokens_N to take, or -1 where to sample, {name: [N]} to add to `noted`)
     propose: Optional[Callable] = None
@@ -111,8 +111,8 @@ class Slots(NamedTuple):
 
 
 def stages(num_slots: int, most: int, layout: model.Layout, attend: Optional[Callable] = None) -> list[tuple[int, int]]:
-    """Plans the consecutive decoding loops of a call: (number of slots, window of the cache) of each. Windows grow to
-    `most`, the longest completion, or slots get fewer, as `layout` says. Loops are few, since each is compiled."""
+    """Plans the consecutive decoding loops of a call: (number of slots, window of the cache) of each. As `layout` says,
+    windows grow to `most`, the longest completion, or slots are halved up to 4 times. Few loops: each is compiled."""
     most += -most % 64 if attend else 0  # a kernel reads whole blocks, and only filled ones
     windows = [64 * 4**i for i in range(12) if layout.grows and not attend and 64 * 4**i < most] + [most]
     fewer = [num_slots // 2**i for i in range(1, 5) if layout.shrinks and most >= 64 and num_slots >= 8 * 2**i]
@@ -161,7 +161,7 @@ def draw_tokens(logits_BxV: jax.Array, uniforms_B: jax.Array, temperature, top_p
 def invert_cdf(weights_BxV: jax.Array, uniforms_B: jax.Array, block: int = 256) -> jax.Array:
     """Returns the token of each row, i32[B], at which the running sum of the weights exceeds uniform * total; never one
     of weight 0. Finds a block of tokens, then the token in it: a running sum over all tokens would cost twice."""
-    def first_past(running_BxN, targets_B):  # at the latest where the sum reaches its maximum
+    def first_past(running_BxN, targets_B):  # index of the first sum above the target, else of the first largest sum
         return jnp.sum((running_BxN <= targets_B[:, None]) & (running_BxN < running_BxN[:, -1:]), -1)
 
     rows, vocabulary = weights_BxV.shape
@@ -197,10 +197,10 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
     slots = Slots(rows=rows_N, steps=jnp.zeros_like(rows_N), tokens=prefix.last_tokens[find_prompts(rows, rows_N)],
                   next_row=jnp.int32(num_slots), cache=model.init_cache(config, num_slots, first_window, layout),
                   carry=hooks.carry, values={}, lengths=jnp.zeros(num_rows, jnp.int32), ended=jnp.zeros(num_rows, bool))
-    *_, values = jax.eval_shape(functools.partial(sample_tokens, call), slots)  # shapes and dtypes only
+    _, _, values = jax.eval_shape(functools.partial(sample_tokens, call), slots)  # shapes and dtypes only
     slots = slots._replace(values=jax.tree.map(lambda x: jnp.zeros((num_rows, most), x.dtype), values))
     axis_name = parallel.AXIS if decoding.by_layer else None
-    for (size, window), (next_size, _) in zip(plan, [*plan[1:], (0, most)]):
+    for (size, window), (next_size, _) in zip(plan, [*plan[1:], (0, most)]):  # each loop and the next
         stop_at = next_size if next_size < size else 0  # the next loop takes over when its slots suffice
 
         def unfinished(slots: Slots):
@@ -214,13 +214,13 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
 
 
 def find_prompts(rows: Rows, rows_N: jax.Array) -> jax.Array:
-    """Returns the prompt of each row number, i32[N]. Idle slots, with numbers past the last row, get the last row's."""
+    """Returns the prompt of each row number, i32[N]; for idle slots, with numbers past the last row, the last row's."""
     rows_N = jnp.minimum(rows_N, len(rows.keys) - 1)
     return rows_N if rows.prompt_index is None else rows.prompt_index[rows_N]
 
 
 def sample_tokens(call: Call, slots: Slots) -> tuple[model.KVCache, Any, dict]:
-    """Feeds each slot its input and samples a next token. Returns (cache, carry, values) as in `Slots`, values [N]."""
+    """Feeds each slot its input and samples a next token. Returns (cache, carry, values) as in `Slots`; values [N]."""
     rows, hooks, num_rows = call.rows, call.hooks, len(call.rows.keys)
     rows_N = jnp.minimum(slots.rows, num_rows - 1)
     edit = hooks.edit_at(rows_N, slots.steps) if hooks.edit_at else hooks.edit_residual
@@ -262,8 +262,8 @@ def decode_once(call: Call, slots: Slots) -> Slots:
 
 def spread_rows(prompts: Prompts, prompt_index_B: np.ndarray, request: Request, devices: int) -> tuple:
     """Divides the rows of a call equally among devices: returns (prompts [devices,P',S], prompt_index i32[devices,B'],
-    row numbers i32[devices,B']). If rows do not divide, the last row is repeated. Calls of equally many rows have the
-    same shapes, and so share a compiled program, if their `first_row` is a multiple of that number."""
+    row numbers i32[devices,B']). If rows do not divide, the last row is repeated. Calls with the same number of rows
+    have the same shapes, and so share a compiled program, if every `first_row` is a multiple of this number."""
     wanted, repeats = len(prompt_index_B), request.repeats
     rows = np.minimum(np.arange(-(-wanted // devices) * devices, dtype=np.int32), wanted - 1)
     cut = bool(wanted % repeats or request.first_row % repeats)
@@ -273,13 +273,13 @@ def spread_rows(prompts: Prompts, prompt_index_B: np.ndarray, request: Request, 
 
 def make_sampler(config: ModelConfig, decoding: Decoding, use_top_p: bool = False,
                  sample_fn: Callable = sample) -> Callable:
-    """Returns `sampler(params, prompts, prompt_index_B, request) -> Rollouts` over all devices and processes: all rows
-    in order, as numpy. Params are placed (`parallel.place_state`), other arguments on the host. Row b has the random
-    key of row number `first_row + b` (`rollout_keys`). `request.top_p` has no effect unless `use_top_p`. `sample_fn`,
-    called with the first five arguments of `sample`, replaces it."""
+    """Returns `sampler(params, prompts, prompt_index_B, request) -> Rollouts` on all devices and processes. All rows
+    return in order, as numpy. `params` are on the devices (`parallel.place_state`), other arguments on the host. Row b
+    has the random key of row number `first_row + b` (`rollout_keys`). `request.top_p` has no effect unless `use_top_p`.
+    `sample_fn` replaces `sample`, and is called with its first five arguments, without hooks."""
     device = parallel.first_device()
-    most = next((most for kind, most in MOST_SLOTS.items() if kind in device.device_kind), 0)
-    decoding = decoding._replace(num_slots=decoding.num_slots or most,
+    most_slots = next((most for kind, most in MOST_SLOTS.items() if kind in device.device_kind), 0)
+    decoding = decoding._replace(num_slots=decoding.num_slots or most_slots,
                                  layout=model.LAYOUTS.get(device.platform, model.Layout()))
 
     def sample_on_device(params, prompts, prompt_index_B, rows_B, seed, step, stream, temperature, top_p):

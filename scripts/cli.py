@@ -64,8 +64,8 @@ def convert_value(kind, value):
 
 
 def is_allowed(value, kind, default, meta: Mapping) -> bool:
-    """Whether a number, or each number of a text such as "1,2", is within the bounds in `meta`. None, or "" for a
-    tuple, is allowed only if `default` is None, or ()."""
+    """Whether the value of a flag, a number or a text such as "1,2", is within the bounds in `meta` (`config.flag`). A
+    flag without a value, None or "", is allowed only if its default, None or (), is none either."""
     try:
         value = convert_value(kind, value)
     except ValueError:
@@ -74,9 +74,9 @@ def is_allowed(value, kind, default, meta: Mapping) -> bool:
 
 
 def describe_row(table, row: str) -> str:
-    """Returns how --help explains the entry `row` of a table of choices: the first sentence of a docstring, if the
-    entry is a function or has a function `score`; the names of its functions, if it is any other tuple, such as an
-    objective; otherwise ""."""
+    """Returns how --help explains the entry `row` of a table of choices: if the entry is a function, or has a function
+    `score`, by the first sentence of the function's docstring; if it is another tuple, such as an objective, by the
+    names of its functions; otherwise ""."""
     value = table[row] if isinstance(table, Mapping) else None
     if isinstance(value, tuple) and not hasattr(value, "score"):
         return ", ".join(part.__name__.replace("_", " ") for part in value if callable(part))
@@ -86,7 +86,7 @@ def describe_row(table, row: str) -> str:
 
 
 def short_help(about: str, config_class, script: str) -> str:
-    """Returns what --help prints: `about`, the script's docstring, and the FIRST_FLAGS, a line or two each."""
+    """Returns what --help prints: `about`, the script's docstring, and those flags that are in FIRST_FLAGS."""
     helps = {leaf.name: leaf.meta["help"] for leaf in flags_of(config_class)}
     lines = [flags.text_wrap(f"--{name}: {helps[name]}", indent="      ", firstline_indent="  ")
              for name in FIRST_FLAGS if name in helps]
@@ -96,6 +96,8 @@ def short_help(about: str, config_class, script: str) -> str:
 
 def help_text(about: str, config_class, known: flags.FlagValues = flags.FLAGS) -> str:
     """Returns what --helpfull prints: `about`, the script's docstring, and all flags, grouped by configuration."""
+    defined = config_class().as_flags()
+
     def describe_flag(name: str) -> str:
         flag = known[name]
         default = str(flag.default).lower() if flag.boolean else flag.default
@@ -112,7 +114,6 @@ def help_text(about: str, config_class, known: flags.FlagValues = flags.FLAGS) -
         heading = ["", " ".join(inspect.getdoc(config).split())] if own else []
         return heading + own + nested
 
-    defined = config_class().as_flags()
     return "\n".join([about.strip(), *describe_config(config_class()), "", "Every command.",
                       "  --flagfile: file of flags, a line each", f"  --traceback=false: {known['traceback'].help}"])
 
@@ -149,7 +150,7 @@ def check_command(line: str) -> None:
 
 
 def import_config_class(name: str) -> type:
-    """Imports a class by its dotted name. Raises UserError, before JAX is loaded, for a JAX outside JAX_WINDOW."""
+    """Imports a class by its dotted name. Before that, raises UserError if JAX's version is outside JAX_WINDOW."""
     check_jax(importlib.metadata.version("jax"))
     return import_name(name)
 
@@ -171,7 +172,7 @@ def check_jax(version: str) -> None:
 
 def prepare_jax(config) -> None:
     """Applies the flags that JAX needs before its first computation, and warns of an unused accelerator. Does nothing
-    for a command without the flag host_devices, which needs no device: another run may be using the accelerator."""
+    if the command has no flag host_devices: such a command needs no device, and another run may be using it."""
     import jax
 
     from rlvr_jax.runs import machine, processes
@@ -190,8 +191,8 @@ def prepare_jax(config) -> None:
 
 
 def cache_programs(where: str) -> None:
-    """Makes JAX cache compiled programs in the folder `where`, a value of --compilation_cache. Raises OSError if the
-    folder cannot be created, except for "auto". A folder without write permission is not used."""
+    """Makes JAX cache compiled programs in `where`, a value of --compilation_cache: a folder, "auto" (the usual folder)
+    or "none". Raises OSError if a named folder cannot be created. A folder without write permission is not used."""
     import jax
 
     if where in ("none", ""):
@@ -218,7 +219,7 @@ def cache_folder() -> pathlib.Path:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns the message of an error as one line, with the file's name for an OSError."""
+    """Returns the message of an error as one line; the message of an OSError begins with the file's name."""
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
@@ -226,8 +227,9 @@ def one_line(error: BaseException) -> str:
 
 
 def parse_words(words: list[str], known: flags.FlagValues) -> list[str]:
-    """Parses a command line into `known`; returns the words that are not flags. Raises flags.Error for a name of more
-    than LONGEST_NAME characters: absl's search for similar names would take much memory or overflow the stack."""
+    """Parses a command line into `known`; returns the words that are not flags, with the program's name. Raises
+    flags.Error for a wrong flag, and for a name longer than LONGEST_NAME, for which absl's search for similar names
+    would take much memory or overflow the stack."""
     for word in known(words, known_only=True)[1:]:
         if word.startswith("-") and len(word.partition("=")[0]) > LONGEST_NAME:
             raise flags.Error(f"no flag has so long a name as {word[:20]!r}")
@@ -235,13 +237,13 @@ def parse_words(words: list[str], known: flags.FlagValues) -> list[str]:
 
 
 def parse_flags(config_class, argv: list[str]) -> list[str]:
-    """Parses this process's command line; returns the words that are not flags. For --help and --helpfull, prints the
-    help and exits with code 0; for a wrong flag, prints one line and exits with code 1."""
+    """Parses this process's command line; returns the program's name and the words that are not flags. For --help and
+    --helpfull, prints the help and exits with code 0; for a wrong flag, prints one line and exits with code 1."""
     about = sys.modules["__main__"].__doc__
     short = {"--help", "-help", "-h", "-?"} & set(argv[1:])
     if short or {"--helpfull", "-helpfull"} & set(argv[1:]):
-        few = len(config_class().as_flags()) <= FEW_FLAGS
-        print(short_help(about, config_class, pathlib.Path(argv[0]).stem) if short and not few else
+        is_short = short and len(config_class().as_flags()) > FEW_FLAGS
+        print(short_help(about, config_class, pathlib.Path(argv[0]).stem) if is_short else
               help_text(about, config_class))
         sys.exit(0)
     try:
@@ -265,7 +267,7 @@ def print_result(function: str, describe: Callable = lambda config, result: resu
 
 def print_page(function: str, page: str, result: str = "summary.json") -> Callable:
     """Like `print_result`, for a function that writes the files `page` and `result` into the folder --out: prints the
-    text of `page` and the path of `result`. Flags in braces are replaced by their values, as in "{probe}.md"."""
+    text of `page` and the path of `result`. A flag in braces, as in "{probe}.md", is replaced by its value."""
     def describe(config, _) -> str:
         values = config.as_flags()
         text = pathlib.Path(values["out"], page.format(**values)).read_text("utf-8")

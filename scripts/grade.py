@@ -3,10 +3,11 @@ r"""Grades the completions in a file, without sampling again.
   python -m scripts.grade --completions=runs/eval/completions.jsonl --out=graded.jsonl
   python -m scripts.grade --completions=runs/eval/completions.jsonl --out=reward.jsonl --grader=original
 
-Rows need a completion and an answer; OUT has the same rows with correct, extracted, graded_by and timed_out. The
-defaults grade as an evaluation does: they accept an answer in several formats, and compare values mathematically.
---grader=original is the released training reward: it looks only into the last \boxed{}, and has its own rules of
-equality. results/graders.md shows where the two graders differ. Grading LaTeX needs pip install -e '.[real]'.
+Rows need a completion and an answer; OUT has the same rows with correct, extracted, graded_by and timed_out. By
+default, completions are graded as scripts.evaluate grades them: an answer may have one of several formats, and values
+are compared mathematically. --grader=original grades by the released training reward, which looks only into the last
+\boxed{} and has its own rules of equality. results/graders.md shows where the two graders differ. Grading LaTeX needs
+pip install -e '.[real]'.
 """
 
 from scripts import cli

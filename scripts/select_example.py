@@ -1,4 +1,4 @@
-"""Ranks problems by historical variance: the variance of each one's accuracy in an earlier run on all of them.
+"""Ranks problems by historical variance: how much a problem's accuracy varied over an earlier run on all of them.
 
   python -m scripts.select_example --history=acc_step_500.json --problems=dsr_sub.parquet
   python -m scripts.select_example --history=runs/pool   # a run with --record_history

@@ -21,11 +21,10 @@ def version(peer: str) -> str:
 
 
 def torch_model(shape):
-    """Returns a transformers model of a ModelConfig's sizes, with random weights. UserError without transformers."""
+    """Returns a transformers model of a ModelConfig's sizes, with random weights. UserError if not installed."""
     if not importlib.util.find_spec("transformers"):
         raise UserError("--against needs transformers and torch: pip install -e '.[parity]'")
     import transformers
-
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(
         vocab_size=shape.vocab_size, hidden_size=shape.d_model, intermediate_size=shape.d_ff,
         num_hidden_layers=shape.num_layers, num_attention_heads=shape.num_heads,
@@ -38,7 +37,6 @@ class Transformers:
 
     def __init__(self, config):
         import torch
-
         self.torch = torch
         self.model = torch_model(work.shape_of(config)).eval()
 
@@ -51,8 +49,8 @@ class Transformers:
     def make_sampler(self, config, lengths) -> Callable[[], None]:
         torch, size = self.torch, config.prompt_tokens
         ids, lengths = torch.tensor(work.prompt_of(config))[None], torch.tensor(lengths)
-        def has_ended(seen, scores, **_):  # bool[rows]; `generate` continues the other rows
-            return lengths <= seen.shape[1] - size
+        def has_ended(seen, scores, **_):  # bool[rows], true at a row's length; `generate` continues the other rows
+            return lengths <= seen.shape[1] - size  # seen: token ids [rows, prompt and completion so far]
 
         def generate():
             with torch.no_grad():
@@ -79,8 +77,8 @@ class TRL:
 
     def make(self, name: str, config) -> Optional[Callable[[], None]]:
         if name != "step":
-            return None
-        begin, ended = queue.Queue(), queue.Queue()
+            return None  # this side has no other case
+        begin, ended = queue.Queue(), queue.Queue()  # of signals: None, or in `ended` the error that stopped training
         def train():
             try:
                 self.make_trainer(config, begin, ended).train()
@@ -95,6 +93,7 @@ class TRL:
         return step
 
     def make_trainer(self, config, begin: queue.Queue, ended: queue.Queue):
+        """Returns a GRPOTrainer that waits for an item in `begin` before a step and puts None in `ended` after it."""
         import datasets
         import tempfile
         import tokenizers
@@ -102,9 +101,9 @@ class TRL:
         import trl
 
         shape = work.shape_of(config)
-        words = tokenizers.Tokenizer(tokenizers.models.WordLevel({str(i): i for i in range(shape.vocab_size)}, "1"))
-        words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="0", pad_token="0")
+        numbers = tokenizers.Tokenizer(tokenizers.models.WordLevel({str(i): i for i in range(shape.vocab_size)}, "1"))
+        numbers.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=numbers, eos_token="0", pad_token="0")
         prompt = " ".join(map(str, work.prompt_of(config)))
 
         class WaitForCall(transformers.TrainerCallback):

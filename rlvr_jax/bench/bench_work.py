@@ -45,14 +45,14 @@ class BenchConfig(Config):
 
 
 class Case(NamedTuple):
-    """What is timed as one call; the keys of `cases` are the cases' names."""
+    """What is timed as one call."""
 
     description: str
     sampled: int = 0  # tokens sampled
     learnt: int = 0  # tokens learnt from
 
 
-def cases(config: BenchConfig) -> dict[str, Case]:
+def cases(config: BenchConfig) -> dict[str, Case]:  # by name, in the order of the page
     tokens, tail = config.rollouts * config.new_tokens, tail_lengths(config)
     long = f"{config.tail_rollouts} completions, median {int(np.median(tail))}, longest {tail.max()} tokens"
     return {
@@ -75,13 +75,13 @@ def shape_of(config: BenchConfig) -> ModelConfig:
 
 
 def num_parameters(config: BenchConfig) -> tuple[int, int]:
-    """Returns how many parameters each token is multiplied with: (in the layers' matrices, in the output head)."""
+    """Returns how many parameters each token is multiplied with: (in all layers' matrices, in the output head)."""
     shape = shape_of(config)
     shapes = jax.eval_shape(lambda: model.init_params(jax.random.key(0), shape))
     return sum(x.size for x in jax.tree.leaves(shapes["layers"]) if x.ndim == 3), shape.vocab_size * shape.d_model
 
 
-def prompt_of(config: BenchConfig) -> np.ndarray:
+def prompt_of(config: BenchConfig) -> np.ndarray:  # token ids
     return np.random.default_rng(0).integers(1, 49_152, config.prompt_tokens)
 
 
@@ -92,21 +92,21 @@ def tail_lengths(config: BenchConfig) -> np.ndarray:
 
 
 def lengths_of(case: str, config: BenchConfig) -> np.ndarray:
-    """Returns i64[rows]: the lengths in tokens of the completions of a case that samples or learns from some."""
+    """Returns i64[rows]: the lengths in tokens of the completions of any case but "rows" and "shared"."""
     if case.startswith("tail"):
         return tail_lengths(config)
     return np.full(config.rollouts, 1 if case == "first" else config.new_tokens)
 
 
 class Ours:
-    """The side "ours", this package. Cases with the same number of layers share a state, which updates change."""
+    """The side "ours", this package. Cases with the same number of layers share a state, which their updates change."""
 
     def __init__(self, config: BenchConfig):
         jax.config.update("jax_num_cpu_devices", config.machine.host_devices)
         self.states = {}  # {number of layers: state}, the last one only, since each takes much memory
 
     def make(self, name: str, config: BenchConfig) -> Callable[[], None]:
-        """Returns the call that is timed as the case `name`."""
+        """Returns the call that is timed as the case `name`, "peak" or "bandwidth", or that writes the "profile"."""
         if name in ("peak", "bandwidth"):
             return make_products(config) if name == "peak" else make_copy()
         if name == "profile":
@@ -115,11 +115,10 @@ class Ours:
             params = jax.tree.map(lambda x: x[0], self.state(config).params)  # the first device's copy
             return make_gradient(config, params, 1 if name == "rows" else TOKENS // 2)
         lengths = lengths_of(name, config)
-        flags, prompt = grpo_config(config, lengths), prompt_of(config)
-        policy = Policy(shape_of(config), None, (END,))
-        run_sampler = sampler.make_sampler(policy.config, sampler.Decoding((END,), flags.sampling.max_new_tokens),
-                                           sample_fn=make_sample_fn(lengths))
-        programs = grpo.compile_programs(policy, flags)._replace(sample=run_sampler)
+        step_config, prompt = grpo_config(config, lengths), prompt_of(config)
+        policy, decoding = Policy(shape_of(config), None, (END,)), sampler.Decoding((END,), int(lengths.max()))
+        run_sampler = sampler.make_sampler(policy.config, decoding, sample_fn=make_sample_fn(lengths))
+        programs = grpo.compile_programs(policy, step_config)._replace(sample=run_sampler)
         prompts = Prompts(prompt[None].astype(np.int32), np.array([len(prompt)], np.int32))
         problems, index = grpo.Problems(prompts, np.ones(1, int)), np.zeros(len(lengths), np.int32)
         noise = np.random.default_rng(0).normal(size=len(lengths)).astype(np.float32)  # as rewards and advantages
@@ -130,12 +129,11 @@ class Ours:
             run_sampler(self.state(config).params, prompts, index, sampler.Request(0, 1, repeats=len(lengths)))
 
         def update():
-            self.states[config.num_layers], _ = programs.update(self.state(config), batch, 1)
+            self.states[config.num_layers], _metrics = programs.update(self.state(config), batch, 1)
 
         def step():
-            self.states[config.num_layers], _ = grpo.grpo_step(programs, problems, lambda *_: grpo.Scored(noise), flags,
-                                                               self.state(config), 1)
-
+            self.states[config.num_layers], _record = grpo.grpo_step(
+                programs, problems, lambda *_: grpo.Scored(noise), step_config, self.state(config), 1)
         return {"sampling": sample, "first": sample, "tail": sample, "update": update, "tail_update": update,
                 "step": step}[name]
 
@@ -150,7 +148,7 @@ class Ours:
                     call()
         return trace
 
-    def state(self, config: BenchConfig):
+    def state(self, config: BenchConfig):  # the LearnerState, on the devices
         if config.num_layers not in self.states:
             params = jax.jit(model.init_params, static_argnums=1)(jax.random.key(0), shape_of(config))
             flags = grpo_config(config, np.full(config.rollouts, config.new_tokens))
@@ -161,25 +159,26 @@ class Ours:
 
 def grpo_config(config: BenchConfig, lengths: np.ndarray) -> GRPOConfig:
     """Returns the GRPOConfig of a step with one group, whose completions have these lengths."""
-    parts = max(len(lengths) // (config.micro_rows * config.machine.host_devices), 1)
+    num_micro = max(len(lengths) // (config.micro_rows * config.machine.host_devices), 1)
     return GRPOConfig.from_flags(num_prompts=1, group_size=len(lengths), max_new_tokens=int(lengths.max()),
-                                 grad_accumulation=parts, remat=config.remat, track_kl=False)
+                                 grad_accumulation=num_micro, remat=config.remat, track_kl=False)
 
 
 def make_sample_fn(lengths: np.ndarray) -> Callable:
-    """Returns `sampler.sample` with an end token forced at these lengths. By chance a completion may end earlier."""
+    """Returns `sampler.sample` with an END token forced at these lengths. By chance a completion may end earlier."""
     def sample_fn(params, shape, prompts, rows, decoding):
         last_B = jnp.array(lengths, jnp.int32)[rows.numbers] - 1
-        given = jnp.full((len(last_B), decoding.max_new_tokens), -1, jnp.int32)
-        return sampler.sample(params, shape, prompts, rows._replace(
-            given=given.at[jnp.arange(len(last_B)), last_B].set(END)), decoding)
+        given = jnp.full((len(last_B), decoding.max_new_tokens), -1, jnp.int32)  # -1: a token to sample
+        given = given.at[jnp.arange(len(last_B)), last_B].set(END)
+        return sampler.sample(params, shape, prompts, rows._replace(given=given), decoding)
     return sample_fn
 
 
 def make_gradient(config: BenchConfig, params, prompt_tokens: int) -> Callable:
-    """Returns a call that computes the gradient of the mean log-probability of ROWS completions that share a prompt."""
+    """Returns a call that computes the gradient of the mean negative log-probability of ROWS completions of a prompt,
+    with a forward pass over the prompt that all share. With `prompt_tokens` 1 the rows are separate, of TOKENS each."""
     rng, shape = np.random.default_rng(0), shape_of(config)
-    num_tokens = TOKENS if prompt_tokens == 1 else TOKENS - prompt_tokens  # with 1, nothing is shared
+    num_tokens = TOKENS if prompt_tokens == 1 else TOKENS - prompt_tokens
     prompts = Prompts(jnp.array(rng.integers(0, 49_152, (1, prompt_tokens)), jnp.int32), jnp.array([prompt_tokens]))
     completions = jnp.array(rng.integers(0, 49_152, (ROWS, num_tokens)), jnp.int32)
     batch = Batch(prompts, jnp.zeros(ROWS, jnp.int32), completions, jnp.ones_like(completions, bool), jnp.ones(ROWS))
@@ -192,19 +191,19 @@ def make_products(config: BenchConfig) -> Callable:
     """Returns a call that multiplies matrices of a micro-batch's feed-forward layer until `PEAK` FLOPs are computed."""
     shape, rows = shape_of(config), config.micro_rows * config.new_tokens
     x, y = jnp.ones((rows, shape.d_model)), jnp.ones((shape.d_model, shape.d_ff))
-    product, times = jax.jit(jnp.matmul), round(PEAK / (2 * rows * shape.d_model * shape.d_ff))
+    matmul, num_products = jax.jit(jnp.matmul), round(PEAK / (2 * rows * shape.d_model * shape.d_ff))
 
     def multiply():
-        for _ in range(times):  # keeping all results would add the time to allocate their memory
-            result = product(x, y)
-        result.block_until_ready()
+        for _ in range(num_products):  # keeping all products would add the time to allocate their memory
+            product = matmul(x, y)
+        product.block_until_ready()
     return multiply
 
 
 def make_copy() -> Callable:
     """Returns a function that reads and writes `MOVED` bytes in place, to time memory."""
-    held, add = [jnp.ones(MOVED // 4)], jax.jit(lambda x: x + 1, donate_argnums=0)
+    array_in_list, add = [jnp.ones(MOVED // 4)], jax.jit(lambda x: x + 1, donate_argnums=0)
 
     def move():
-        held[0] = add(held[0]).block_until_ready()  # in place: the argument is donated
+        array_in_list[0] = add(array_in_list[0]).block_until_ready()  # in place: the argument is donated
     return move

@@ -50,7 +50,7 @@ SHAPES = {
                                          rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192), norm_eps=1e-5),
 }
 EVAL_ROWS = 512  # completions that `measure.measure_heldout` samples in one call, over all devices
-LORA = {"trainable": "lora", "adapter_rank": 16, "params_dtype": "bfloat16"}  # --fit tries LoRA if nothing else fits
+LORA = {"trainable": "lora", "adapter_rank": 16, "params_dtype": "bfloat16"}  # flags for --fit if nothing else fits
 
 
 class CompileConfig(Config):
@@ -76,37 +76,41 @@ class Program(NamedTuple):
     """A program that a run calls."""
 
     mapped: Callable  # the pmapped function
-    args: tuple  # its arguments, as arrays or shapes; the first is the state, or parameters from it
+    args: tuple  # its arguments, as arrays or shapes; the first is the training state or its parameters
     tokens: int  # tokens that one call samples or learns from, over all devices
-    loads: list[Load]  # one for each of `loads.POWERS`
+    loads: list[Load]  # how often its loops and branches run, for completions of full length and of 40 % on average
 
 
 def shape_of(config: CompileConfig) -> ModelConfig:
-    """Returns the ModelConfig of --shape, --model or the tiny base model. Of a Hugging Face folder it reads only
-    config.json. Raises UserError for an unknown --shape."""
-    choice, shares = config.train.choice, {"arithmetic": 1.0}  # shares of the tiny base model's task families
+    """Returns the ModelConfig of --shape, else of --model, else of the tiny base model, with --dtype. Of a Hugging Face
+    folder it reads only config.json. Raises UserError for an unknown --shape."""
+    choice = config.train.choice
     file = pathlib.Path(choice.model) / "config.json"
     if config.shape not in ("", *SHAPES):
         raise UserError(f"--shape={config.shape}: no such shape; known are {', '.join(SHAPES)}")
-    shape = (SHAPES[config.shape] if config.shape else
-             huggingface.config_from_hugging_face(files.read_json(file), file) if file.is_file() else
-             loading.load_model(choice.model).config if choice.model else
-             pretrain.make_model_config(pretrain.PretrainConfig(), shares, families.make_tokenizer(shares)))
+    if config.shape:
+        shape = SHAPES[config.shape]
+    elif file.is_file():
+        shape = huggingface.config_from_hugging_face(files.read_json(file), file)
+    elif choice.model:
+        shape = loading.load_model(choice.model).config
+    else:
+        shares = {"arithmetic": 1.0}  # task family -> its share of the tiny base model's training text
+        shape = pretrain.make_model_config(pretrain.PretrainConfig(), shares, families.make_tokenizer(shares))
     return dataclasses.replace(shape, dtype=choice.dtype)
 
 
 def state_of(config: GRPOConfig, shape: ModelConfig, devices: int):
-    """Returns a run's LearnerState as `jax.ShapeDtypeStruct`s [devices, ...], in a `parallel.Shard` if divided."""
+    """Returns a run's LearnerState as `jax.ShapeDtypeStruct`s [devices, ...], those of divided leaves in `Shard`s."""
     params = jax.eval_shape(lambda: model.init_params(jax.random.key(0), shape))
     state = jax.eval_shape(lambda params: grpo.initial_state(Policy(shape, params, ()), config), params)
-    divide = config.update.divide_state
 
-    def place(x, divided: bool):
-        dims = [devices, *x.shape]
-        if divide and divided:
+    def place(x, divisible: bool):
+        dims, divided = [devices, *x.shape], config.update.divide_state and divisible
+        if divided:
             dims[-2] //= devices
         leaf = jax.ShapeDtypeStruct(dims, x.dtype)
-        return parallel.Shard(leaf) if divide and divided else leaf
+        return parallel.Shard(leaf) if divided else leaf
     return jax.tree.map(place, state, parallel.divided_leaves(state, devices))
 
 
@@ -116,7 +120,7 @@ def state_bytes(config: GRPOConfig, shape: ModelConfig, devices: int) -> int:
 
 
 def prompt_width(config: CompileConfig, shape: ModelConfig) -> int:
-    """Returns the tokens of a padded prompt, a multiple of 16. UserError if completions leave no room for a prompt."""
+    """Returns the tokens of a padded prompt, a multiple of 16. Raises UserError if completions leave no room for it."""
     tokens = config.train.grpo.sampling.max_new_tokens
     width = config.prompt_tokens or config.train.source.prompt.max_prompt_tokens or shape.max_seq_len - tokens
     if not 0 < width <= shape.max_seq_len - tokens:
@@ -126,38 +130,38 @@ def prompt_width(config: CompileConfig, shape: ModelConfig) -> int:
 
 
 def make_program(tokens: int, loads: list[Load], fn: Callable, *args) -> Program:
-    """Returns the Program of the first call of a pmapped function in `fn(*args)`. That call raises NotRun, because `fn`
-    was created inside `parallel.compiling_for`."""
+    """Runs `fn(*args)` up to its first call of a pmapped function, and returns the Program of that call. It raises
+    NotRun, because `fn` was created inside `parallel.compiling_for`. `tokens` and `loads` are fields of Program."""
     try:
         fn(*args)
     except parallel.NotRun as call:
-        return Program(*call.args, tokens, loads)
-    raise AssertionError("the program ran")
+        return Program(*call.args, tokens, loads)  # call.args: (the pmapped function, its arguments)
+    raise AssertionError("fn called no function that was pmapped inside parallel.compiling_for")
 
 
 def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dict[str, Program]:
-    """Returns a run's programs for these devices: "sampling", "update", and "log-probabilities" and "evaluation" if the
-    run needs them. UserError if the rows of a step do not divide among devices and micro-batches."""
+    """Returns {name: Program} for these devices: "sampling", "update", and "log-probabilities" and "evaluation" if the
+    run needs them. Raises UserError if the rows of a step do not divide among devices and micro-batches."""
     flags, count, length = config.train.grpo, len(devices), config.train.grpo.sampling.max_new_tokens
     minibatches, micro = flags.update.num_minibatches, flags.update.grad_accumulation
     width, state = prompt_width(config, shape), state_of(flags, shape, count)
-    groups = np.arange(flags.num_prompts, dtype=np.int32) % config.num_problems  # the problem of each
+    groups = np.arange(flags.num_prompts, dtype=np.int32) % config.num_problems  # the problem of each group
 
     def prompts(number: int) -> Prompts:
         return Prompts(np.zeros((number, width), np.int32), np.ones(number, np.int32))
 
-    def sampling(num_problems: int, index, repeats: int) -> Program:
-        rows, layout = -(-len(index) // count), model.LAYOUTS.get(devices[0].platform, model.Layout())
+    def sampling(sample: Callable, num_problems: int, groups, group_size: int) -> Program:
+        index, request = np.repeat(groups, group_size), Request(seed=0, step=0, repeats=group_size)
+        rows, layout = -(-len(index) // count), model.LAYOUTS.get(devices[0].platform, model.Layout())  # of a device
         slots, attend = flags.sampling.num_slots, ATTENTION[flags.update.attention].cache
         loads = [decoding(lengths(rows, length, power), slots, length, layout, attend) for power in POWERS]
-        return make_program(rows * count * length, loads, compiled.sample, state.params, prompts(num_problems), index,
-                            Request(0, 0, repeats=repeats))
+        return make_program(rows * count * length, loads, sample, state.params, prompts(num_problems), index, request)
 
     def batch(rows: int, power=0.0, old=False, reference=False) -> Batch:  # with old or reference log-probabilities
-        index, numbers = np.repeat(groups, flags.loss_group_size)[:rows], np.zeros((rows, length), np.float32)
+        index, zeros = np.repeat(groups, flags.loss_group_size)[:rows], np.zeros((rows, length), np.float32)
         mask = np.arange(length) < lengths(rows, length, power)[:, None]
-        return Batch(prompts(config.num_problems), index, numbers.astype(np.int32), mask, numbers[:, 0], numbers,
-                     numbers if old else None, numbers if reference else None)
+        return Batch(prompts(config.num_problems), index, zeros.astype(np.int32), mask, zeros[:, 0], zeros,
+                     old_logprobs=zeros if old else None, ref_logprobs=zeros if reference else None)
 
     def learn(rows: int, micro_batches: int, fn: Callable, *args) -> Program:
         loads = [learning(batch(rows, power), count, micro_batches) for power in POWERS]
@@ -167,25 +171,25 @@ def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dic
     with parallel.compiling_for(devices):
         grpo.check(flags)
         compiled = grpo.compile_programs(Policy(shape, None, (0,)), flags)
-        programs = {"sampling": sampling(config.num_problems, np.repeat(groups, flags.group_size), flags.group_size)}
+        programs = {"sampling": sampling(compiled.sample, config.num_problems, groups, flags.group_size)}
         if flags.measure_kl or need_old:
             params = learner.reference(state) if flags.measure_kl else state.params
             programs["log-probabilities"] = learn(rows, micro * minibatches, compiled.logprobs, params, batch(rows))
-        learnt = batch(rows, old=need_old, reference=flags.measure_kl)
+        learnt = batch(rows, old=need_old, reference=flags.measure_kl)  # `update` calls its program per minibatch
         programs["update"] = learn(rows // minibatches, micro, compiled.update, state, learnt, 0)
         source = "question" if config.train.pool.question else config.train.source.problems
         if heldout_names(config.train.heldout, source) != "none":
             eval_rows = min(config.train.measured.eval_size or EVAL_ROWS, EVAL_ROWS)
-            programs["evaluation"] = sampling(EVAL_ROWS, np.arange(eval_rows), 1)
+            programs["evaluation"] = sampling(compiled.sample, EVAL_ROWS, np.arange(eval_rows), group_size=1)
     return programs
 
 
 @functools.cache
 def compile_program(config: CompileConfig, name: str, which: str) -> dict:
-    """Compiles the program `which` of `programs_of` for the chip `name`. Returns numbers by name: the compiler's CPU
-    "seconds", the "peak" bytes of a device, and for one call the "flops", the fields of `cost.Cost`, the least seconds
-    "best" ("at_40" for 40 % of the length), "tokens" per second at "best", and seconds "by_cycles" (0: not estimated).
-    If the compiler fails, returns "seconds", its message "refused", and the "peak" that the message states, or None."""
+    """Compiles the program `which` of `programs_of` for the chip `name`. Returns a dict: CPU "seconds" of compiling, a
+    device's "peak" bytes, and for one call: "flops", the fields of `cost.Cost`, such as "bytes", the least seconds,
+    "best" for the full length and "at_40" for 40 % of it, "tokens" per second at "best", seconds "by_cycles" (0: not
+    estimated). If the compiler fails: "seconds", its message "refused", and the "peak" according to it, or None."""
     chip, shape = published.named(name), shape_of(config)
     program = programs_of(config, shape, published.devices(chip))[which]
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.args)
@@ -197,54 +201,56 @@ def compile_program(config: CompileConfig, name: str, which: str) -> dict:
         required = re.search(r"required.*?\(([\d.]+)G\) exceeds", str(error))
         return {"seconds": time.process_time() - start, "refused": str(error).splitlines()[0],
                 "peak": float(required[1]) * published.GIB + beside if required else None}
-    seconds, peaks = time.process_time() - start, [chip.peak["float32"], chip.peak[shape.dtype]]  # as in `cost.flops`
+    seconds = time.process_time() - start
+    peaks = [chip.peak["float32"], chip.peak[shape.dtype]]  # FLOP/s for each of the two numbers of `cost.flops`
     jaxpr, cost_of = jax.make_jaxpr(program.mapped)(*shapes).jaxpr, cost.parse_cost(compiled.as_text())
     costs = [(cost.flops(jaxpr, *load), cost_of(*load)) for load in program.loads]
     best, at_40 = (max(sum(flops / peaks), moved.bytes / chip.bandwidth) for flops, moved in costs)
-    flops, longest = costs[0]  # for completions of the full length
+    flops, longest = costs[0]  # for completions of the full length, POWERS[0]
     return {"seconds": seconds, "peak": compiled.memory_analysis().peak_memory_in_bytes + beside, "flops": sum(flops),
             "best": best, "at_40": at_40, "by_cycles": longest.cycles and longest.cycles / chip.clock,
             "tokens": program.tokens / best, **longest._asdict()}
 
 
 def fit_flags(config: CompileConfig, name: str) -> CompileConfig:
-    """Returns `config` with the largest micro-batch and the most decoding slots that fit the chip (at least one)."""
+    """Returns `config` with the largest micro-batch and the most slots that fit the chip; the smallest if none fits."""
     flags, chip = config.train.grpo, published.named(name)
     with parallel.compiling_for(published.devices(chip)):
         rows = grpo.check(flags.with_flags(grad_accumulation=1))
     sampled = -(-flags.num_prompts * flags.group_size // chip.devices)
     choices = {"update": [{"grad_accumulation": n} for n in range(rows, 0, -1) if rows % n == 0],
                "sampling": [{"num_slots": 1 << i} for i in range(sampled.bit_length())]}
-    for which, options in choices.items():  # each list is in the order of growing memory
-        num_fitting = bisect.bisect_left(options, True, key=lambda option: chip.usable < (
-            compile_program(config.with_flags(**option), name, which)["peak"] or math.inf))
+    for which, options in choices.items():  # options are in the order of growing memory
+        def is_too_large(option: dict) -> bool:
+            return (compile_program(config.with_flags(**option), name, which)["peak"] or math.inf) > chip.usable
+        num_fitting = bisect.bisect_left(options, True, key=is_too_large)  # compiles only some of the options
         config = config.with_flags(**options[max(num_fitting - 1, 0)])
     return config
 
 
 def remedies(config: CompileConfig, chip: published.Chip, shape: ModelConfig) -> str:
-    """Returns the end of a verdict, what could make the run fit: flags with which the state would take less than half
+    """Returns the end of a verdict, "; could fit with ...", or "": flags with which the state would take less than half
     of a device's memory, and --fit if it was not given."""
     flags, ways = config.train.grpo, []
     lora = state_bytes(flags.with_flags(**LORA), shape, chip.devices)
     if flags.adapter.trainable == "all" and lora < chip.usable / 2:
         ways.append(f"{format_flags(LORA)} (a state of {lora / 1e9:.1f} GB)")
     fewest = chip.devices + flags.update.divide_state  # a state that is divided already needs more devices than now
-    parts = {count: state_bytes(flags.with_flags(divide_state=True), shape, count) for count in (2, 4, 8, 16)
+    sizes = {count: state_bytes(flags.with_flags(divide_state=True), shape, count) for count in (2, 4, 8, 16)
              if count >= fewest}
-    ways += [f"--divide_state over {count} such devices ({part / 1e9:.1f} GB each)" for count, part in parts.items()
-             if part < chip.usable / 2][:1]  # the fewest devices that are enough
+    ways += [f"--divide_state over {count} such devices ({size / 1e9:.1f} GB each)" for count, size in sizes.items()
+             if size < chip.usable / 2][:1]  # the fewest devices that are enough
     ways += [] if config.fit else ["what --fit finds"]
     return f"; could fit with {', or '.join(ways)}" if ways else ""
 
 
 def compile_for_chip(config: CompileConfig, name: str) -> dict:
-    """Compiles a run's programs for the chip `name`. Returns the chip's record for --out, with `compile_program`'s
-    results, a step's least seconds, and a verdict. With --fit, tries LoRA if nothing else fits."""
+    """Compiles a run's programs for the chip `name`. Returns the chip's record for --out: `compile_program`'s results
+    under "programs", a step's least seconds (None: unknown), and more. With --fit, tries LoRA if nothing else fits."""
     chip, shape = published.named(name), shape_of(config)
     state = state_bytes(config.train.grpo, shape, chip.devices)
     start = state if config.train.grpo.update.divide_state else 2 * state  # the original and the first device's copy
-    slots = config.train.grpo.sampling.num_slots or MOST_SLOTS.get(name, 0)  # sampling, compiled ahead, cannot know it
+    slots = config.train.grpo.sampling.num_slots or MOST_SLOTS.get(name, 0)  # a run reads this off its device
     config = config.with_flags(num_slots=slots)
     config = fit_flags(config, name) if config.fit and start <= chip.usable else config
     flags, programs = config.train.grpo, {"start": {"peak": start}}
@@ -264,9 +270,9 @@ def compile_for_chip(config: CompileConfig, name: str) -> dict:
     verdict = (f"does not fit in {chip.usable / 1e9:.1f} GB: {'; '.join(over)}" if over else
                f"fits: {largest / 1e9:.2f} of {chip.usable / 1e9:.1f} GB{pace}")
     if largest > chip.usable and config.fit and flags.adapter.trainable == "all":
-        other = compile_for_chip(config.with_flags(**LORA), name)
-        other["flags"] = LORA | other["flags"]
-        return other | {"verdict": f"{verdict}; with {format_flags(other['flags'])} it {other['verdict']}"}
+        with_lora = compile_for_chip(config.with_flags(**LORA), name)
+        with_lora["flags"] = LORA | with_lora["flags"]
+        return with_lora | {"verdict": f"{verdict}; with {format_flags(with_lora['flags'])} it {with_lora['verdict']}"}
     return {"chip": name, "devices": chip.devices,
             "compiler": f"JAX {jax.__version__}, {chip.compiler} {importlib.metadata.version(chip.compiler)}",
             "usable": chip.usable, "state": state, "micro_rows": micro_rows, "programs": programs,

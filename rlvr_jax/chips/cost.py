@@ -2,19 +2,19 @@
 
 A loop body counts as often as it runs; XLA's own `cost_analysis` counts it once. FLOPs are those of the matrix products
 in the jaxpr; bytes and kernels are counted in the text of the compiled program (HLO). A loop whose end depends on the
-values it computes, such as the decoding loop, has no static trip count: the argument `rounds` lists the trip counts of
-these loops in program order. A conditional costs the mean of its branches, weighted by the argument `weights`, if there
-is a weight for each branch; otherwise it costs as much as its most expensive branch.
+values it computes, such as the decoding loop, has no static trip count: the argument `rounds` has these trip counts in
+program order, inner loops before the loop around them; 1 if it has no more. A conditional costs the mean of its
+branches, weighted by the argument `weights`, if there is a weight for each; else as much as its most expensive branch.
 """
 
 import math
 import re
-from typing import Callable, Iterator, NamedTuple
+from typing import Callable, Iterable, Iterator, NamedTuple
 
 import numpy as np
 from jax.interpreters import partial_eval
 
-# Bytes of an element by its type. s8 is left out, so that workspaces of kernels, which have this type, do not count.
+# Element type -> bytes. s8 is left out, so that the workspaces of kernels, which have this type, do not count.
 WIDTH = {"pred": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 # HLO instructions without a cost of their own.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "async-update",
@@ -37,28 +37,30 @@ def average_or_largest(costs: list, weights: list[float]):  # the cost of a cond
     return sum(x * share for x, share in zip(costs, weights)) if len(costs) == len(weights) else max(costs, key=np.sum)
 
 
-def flops(jaxpr, rounds: list[int], weights: list[float]) -> np.ndarray:
-    """Returns f64[2]: FLOPs of matrix products with an operand in float32, and of the others; a multiply-add is two.
+def flops(jaxpr, rounds: Iterable[int], weights: list[float]) -> np.ndarray:
+    """Returns f64[2]: FLOPs of the matrix products with an operand in float32, and of all others; a multiply-add is 2.
 
     Leaves out equations that no result depends on, as compilers do, such as the gradients of frozen weights. A Pallas
-    kernel costs its body times the size of its grid, where a dynamic dimension counts as 1, and a loop without a trip
-    count as one round. cuDNN's attention counts as two products forward and five backward.
+    kernel costs its body times the size of its grid, where a dynamic dimension counts as 1; a loop in it without
+    a trip count is one round. cuDNN's attention counts as two products forward and five backward.
     """
-    total, rounds = np.zeros(2), iter(rounds)
+    total, rounds = np.zeros(2), iter(rounds)  # recursive calls share the iterator: iter(iterator) is the iterator
     for eqn in partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0].eqns:
         kind, operands = eqn.primitive.name, [x.aval for x in eqn.invars[:2]]
         grid = eqn.params["grid_mapping"].grid if kind == "pallas_call" else None
         loops = (rounds, weights) if grid is None else ([], [])
         values = [x for value in eqn.params.values() for x in (value if isinstance(value, tuple) else (value,))]
-        inner = [flops(body, *loops) for x in values if hasattr(body := getattr(x, "jaxpr", x), "eqns")]
+        bodies = [x for x in (getattr(value, "jaxpr", value) for value in values) if hasattr(x, "eqns")]  # jaxprs
+        inner = [flops(body, *loops) for body in bodies]  # inner loops take their trip counts first
+        times = eqn.params["length"] if kind == "scan" else math.prod(x for x in grid or () if isinstance(x, int))
+        if kind == "while":
+            times = next(rounds, 1)
         if kind == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
+            (contracted, _), _ = eqn.params["dimension_numbers"]  # axes of the first operand
             multiplications = eqn.outvars[0].aval.size * math.prod(operands[0].shape[i] for i in contracted)
         elif kind.startswith("dot_product_attention"):  # of queries [B,T,H,E] and keys [B,S,K,E]
             multiplications = operands[0].size * operands[1].shape[1] * (5 if "bwd" in kind else 2)
         else:
-            times = (eqn.params["length"] if kind == "scan" else next(rounds, 1) if kind == "while" else
-                     math.prod(x for x in grid or () if isinstance(x, int)))
             total += average_or_largest(inner, weights) if kind == "cond" else times * sum(inner)
             continue
         total[0 if any(x.dtype.itemsize >= 4 for x in operands) else 1] += 2.0 * multiplications
@@ -69,7 +71,7 @@ def flops(jaxpr, rounds: list[int], weights: list[float]) -> np.ndarray:
 
 
 class Line(NamedTuple):
-    """An instruction of HLO. A computation is {name of an instruction: Line}."""
+    """An instruction of HLO. A computation is a dict {name of an instruction: Line} in program order."""
 
     name: str
     shape: str  # of the result, such as "f32[8,8]{1,0}", or a tuple of them
@@ -85,14 +87,14 @@ class Line(NamedTuple):
 
 
 def array_bytes(shape: str) -> list[int]:
-    """Returns the bytes of each array in a shape: 0 outside the main memory, such as in a TPU's space S(1)."""
+    """Returns the bytes of each array in `Line.shape`: 0 for one outside main memory, such as in a TPU's space S(1)."""
     return [0 if re.search(r"S\([1-9]", layout) else
             WIDTH.get(kind, 0) * math.prod(map(int, filter(None, dims.split(","))))
             for kind, dims, layout in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", shape)]
 
 
 def parse_hlo(text: str) -> dict[str, Line]:
-    """Returns the entry computation of a program. In its text, a computation follows all those that it calls."""
+    """Returns the entry computation of a program's text, in which each computation follows all those that it calls."""
     computations, current = {}, {}
     for line in text.splitlines():
         if head := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
@@ -100,47 +102,48 @@ def parse_hlo(text: str) -> dict[str, Line]:
         elif match := re.match(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)", line):
             root, name, shape, kind, rest = match.groups()
             operands = re.findall(r"%([\w.\-]+)", rest.split(")")[0])
-            names = re.findall(rf"\b(?:{CALLS[kind]})=(\{{[^}}]*\}}|[%\w.\-]+)", rest) if kind in CALLS else []
-            called = [computations[each] for each in re.findall(r"[\w.\-]+", " ".join(names))]
+            attributes = re.findall(rf"\b(?:{CALLS[kind]})=(\{{[^}}]*\}}|[%\w.\-]+)", rest) if kind in CALLS else []
+            called = [computations[callee] for callee in re.findall(r"[\w.\-]+", " ".join(attributes))]
             current[name] = Line(name, shape, kind, operands, called, rest, bool(root))
     return computations["ENTRY"]
 
 
 def find_root(computation: dict[str, Line]) -> Line:
-    """The instruction whose result its computation returns."""
+    """Returns the instruction whose result the computation returns."""
     return next(line for line in computation.values() if line.root)
 
 
 def passed_through(line: Line) -> tuple[set[int], set[int]]:
-    """Returns (indices of outputs, indices of operands) that a fusion on a TPU only passes on, for an asynchronous
-    collective that runs meanwhile."""
-    name = line.name + "".join(re.findall(r"calls=\S+", line.rest))
-    aliases = line.rest if line.kind == "fusion" and re.search("async.collective", name) else ""
-    return tuple({int(x) for x in re.findall(alias, aliases)} for alias in (r"\{(\d+)\}: \(", r"\{\d*\}: \((\d+)"))
+    """Returns (indices of outputs, indices of operands) of the arrays that a TPU's fusion returns as it got them, since
+    they belong to an asynchronous collective that runs meanwhile. Both are empty for all other instructions."""
+    names = line.name + "".join(re.findall(r"calls=\S+", line.rest))
+    aliases = line.rest if line.kind == "fusion" and re.search("async.collective", names) else ""
+    outputs, operands = re.findall(r"\{(\d+)\}: \(", aliases), re.findall(r"\{\d*\}: \((\d+)", aliases)
+    return set(map(int, outputs)), set(map(int, operands))  # parsed from text such as "{output}: (operand, {})"
 
 
 def only_reshapes(line: Line, index: int) -> bool:
-    """Whether an instruction returns operand `index` unchanged except for its shape."""
+    """Returns whether an instruction returns operand `index` unchanged except for its shape."""
     if line.kind != "fusion":
         return line.kind == "bitcast"
     last = find_root(line.called[0])
     while last.kind == "bitcast":
         last = line.called[0][last.operands[0]]
-    return last.kind == "parameter" and last.rest.startswith(f"{index})")
+    return last.kind == "parameter" and last.rest.startswith(f"{index})")  # written as "parameter(index)"
 
 
 def bytes_read(computation: dict, line: Line, index: int) -> int:
     """Returns the bytes of operand `index` that an instruction reads. If an array is only sliced, the bytes of the
     slice count, inside fusions too."""
-    whole, (_, passed) = computation[line.operands[index]].bytes, passed_through(line)
-    if index in passed:
+    whole, (_, passed_operands) = computation[line.operands[index]].bytes, passed_through(line)
+    if index in passed_operands:
         return 0
     if line.kind == "fusion":
         inner = line.called[0]
         operand = next(x.name for x in inner.values() if x.kind == "parameter" and x.rest.startswith(f"{index})"))
         return min(whole, bytes_of_uses(inner, operand))
     if line.kind == "slice-start":
-        return array_bytes(re.sub(r"S\(\d+\)", "", line.shape))[1]  # [1] is the slice, in S(n)
+        return array_bytes(re.sub(r"S\(\d+\)", "", line.shape))[1]  # shape: ((operand), slice in S(n), ...)
     if index == 0 and line.kind in ("dynamic-slice", "slice", "gather"):
         return line.bytes
     is_base = index == 0 and line.kind in ("dynamic-update-slice", "scatter")  # stays in place
@@ -156,21 +159,22 @@ def bytes_of_uses(computation: dict, name: str) -> int:
 
 def bytes_written(computation: dict, line: Line) -> int:
     """Returns the bytes that an instruction writes. If an array is updated in part, the bytes of that part count."""
-    passed, _ = passed_through(line)
-    if passed and not line.name.startswith("async-collective-done"):
-        return sum(x for i, x in enumerate(array_bytes(line.shape)) if i not in passed)
+    passed_outputs, _ = passed_through(line)
+    if passed_outputs and not line.name.startswith("async-collective-done"):
+        return sum(x for i, x in enumerate(array_bytes(line.shape)) if i not in passed_outputs)
     if line.kind == "fusion":
         inner = line.called[0]
         return min(line.bytes, bytes_written(inner, find_root(inner)))
     if line.kind in ("tuple", "bitcast"):
         return sum(bytes_written(computation, computation[name]) for name in line.operands)
     part = {"dynamic-update-slice": 1, "scatter": 2}.get(line.kind)  # index of the operand that is written
-    return 0 if line.kind.endswith("-start") else (computation[line.operands[part]] if part else line).bytes
+    written = computation[line.operands[part]] if part else line
+    return 0 if line.kind.endswith("-start") else written.bytes  # what "-start" begins counts at its "-done"
 
 
 def instruction_cost(computation: dict, line: Line) -> Cost:
-    """Returns the cost of one execution of an instruction that calls no computation, or a fusion. A TPU's asynchronous
-    collective counts at the instruction that waits for its end."""
+    """Returns the cost of running an instruction once: a fusion, or one that calls no other computation. The bytes of a
+    TPU's asynchronous collective count at the instruction that waits for its end."""
     moved = 0 if line.name.startswith("async-collective-start") else bytes_written(computation, line) + sum(
         bytes_read(computation, line, index) for index in range(len(line.operands)))
     cycles = re.search(r'"estimated_cycles":"(\d+)"', line.rest)
@@ -178,29 +182,32 @@ def instruction_cost(computation: dict, line: Line) -> Cost:
 
 
 def trip_count(loop: Line) -> int:
-    """How often a loop runs; 0 if that depends on values that the loop computes."""
+    """Returns how often a loop runs; 0 if that depends on values that the loop computes."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
         return int(known[1])
     condition = loop.called[0]
-    end = find_root(condition)
+    end = find_root(condition)  # of a counted loop: compare(counter, constant(limit)), direction=LT
     limit = [condition[name].rest for name in end.operands if condition[name].kind == "constant"]
     return int(limit[0].split(")")[0]) if limit and end.kind == "compare" and "direction=LT" in end.rest else 0
 
 
 def computation_cost(computation: dict[str, Line], rounds: Iterator[int], weights: list[float]) -> Cost:
+    """Returns the Cost of running a computation once. Loops without a static trip count take theirs from `rounds`."""
     total = Cost()
     for line in computation.values():
-        inner = [computation_cost(each, rounds, weights) for each in line.called if line.kind != "fusion"]
+        inner = [computation_cost(called, rounds, weights) for called in line.called if line.kind != "fusion"]
         if line.kind == "conditional":
             cost = Cost(*(average_or_largest(costs, weights) for costs in zip(*inner)))
         elif inner:
             known = trip_count(line) if line.kind == "while" else 1
             times = known or next(rounds, 1)
-            *fields, steps = zip(*inner)  # each field of Cost, with a number per computation; [1]: kernels
-            cost = Cost(*(times * sum(costs) for costs in fields), max(steps) if known else sum(fields[1]))
+            moved, kernels, cycles, step_kernels = zip(*inner)  # the fields of Cost, a number for each computation
+            products = [times * sum(costs) for costs in (moved, kernels, cycles)]
+            cost = Cost(*products, max(step_kernels) if known else sum(kernels))
         else:
             cost = Cost() if line.kind in FREE else instruction_cost(computation, line)
-        total = Cost(*map(sum, zip(total[:-1], cost[:-1])), max(total[-1], cost[-1]))
+        total = Cost(total.bytes + cost.bytes, total.kernels + cost.kernels, total.cycles + cost.cycles,
+                     max(total.step_kernels, cost.step_kernels))
     return total
 
 

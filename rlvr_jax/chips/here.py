@@ -19,14 +19,14 @@ from rlvr_jax.training.train import TrainConfig
 
 RECORD, FLAG_FILES = (pathlib.Path(__file__).parents[2] / name for name in ("results/chips.json", "configs"))
 CACHED = 1e9  # bytes; caches may hold part of a smaller state, so that bytes over bandwidth is no lower bound
-# `device_kind` of a JAX device -> name in CHIPS. For a TPU the number of cores follows, as in "v5e-8"; a device of a v4
-# or v5p has two. The kinds are from documentation, and were not checked on devices.
+# `device_kind` of a JAX device -> name in CHIPS. To a TPU's name `chip_name` adds the number of cores, as in "v5e-8"; a
+# device of a v4 or v5p has two cores. The kinds are from documentation, and were not checked on devices.
 KINDS = {"TPU v4": "v4", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v5 lite": "v5e", "TPU v5e": "v5e",
          "TPU v6 lite": "v6e", "TPU v6e": "v6e", "Tesla T4": "T4", "NVIDIA L4": "L4",
          "NVIDIA A100-SXM4-40GB": "A100-40", "NVIDIA H100 80GB HBM3": "H100",
          "NVIDIA RTX PRO 6000 Blackwell Server Edition": "RTX-PRO-6000"}
 # For other GPUs: words of the `device_kind` -> a row of CHIPS with no more memory, if possible of their family. A run
-# that fits the row should fit the GPU. Not for GPUs of laptops or parts of a GPU (MIG), which have less memory.
+# that fits the row should fit the GPU. Not used for GPUs of laptops or parts of a GPU (MIG), which have less memory.
 SIMILAR = {"A100": "A100-40", "H100": "H100", "H200": "H100", "L40": "L4", "L40S": "L4", "A10": "L4", "A10G": "L4",
            "A6000": "L4", "RTX 3090": "L4", "RTX 4090": "L4", "RTX PRO 6000": "RTX-PRO-6000"}
 
@@ -43,17 +43,17 @@ def devices() -> tuple[str, int]:
 
 
 def chip_name(kind: str, count: int) -> str:
-    """Returns the name in CHIPS of `count` devices of the `device_kind` `kind`, or of one such device if CHIPS has no
-    row for so many GPUs; "" for an unknown kind."""
+    """Returns the name of `count` devices of the `device_kind` `kind`; "" for an unknown kind. If CHIPS has no row for
+    so many, GPUs are named like a single one, and TPUs get a name that CHIPS lacks, such as "v5e-4"."""
     similar = {} if re.search("Laptop|MIG", kind) else SIMILAR
     name = KINDS.get(kind) or next((chip for words, chip in similar.items() if re.search(rf"\b{words}\b", kind)), "")
-    counted = f"{name}-{count * 2 if name in ('v4', 'v5p') else count}"
-    return counted if name.startswith("v") or counted in CHIPS else name
+    with_number = f"{name}-{count * 2 if name in ('v4', 'v5p') else count}"
+    return with_number if name.startswith("v") or with_number in CHIPS else name
 
 
 def describe_machine(flagfile_alone: bool = False, record: pathlib.Path = RECORD) -> str:
     """Returns text: this machine's devices, and the verdict of each flag file that was compiled for them. With
-    `flagfile_alone`, returns the path of a file in configs/chips/ that fits. Raises UserError if there is none."""
+    `flagfile_alone`, returns only the path of a flag file in configs/chips/ that fits, or raises UserError."""
     kind, count = devices()
     name, results = chip_name(kind, count), files.read_json(record, missing={})
     verdicts = [(re.search(r"--flagfile=(\S+)", command)[1], result["verdict"]) for command, result in results.items()
@@ -63,11 +63,11 @@ def describe_machine(flagfile_alone: bool = False, record: pathlib.Path = RECORD
         if not fitting:
             raise UserError(f"no flag file of configs/chips/ was made for this machine ({kind}) and fits it")
         return fitting[0]
-    called = (f"; here called {name}" if kind in KINDS else
-              f"; compiled as {name}, which has no more memory" if name else "")
+    relation = f"here called {name}" if kind in KINDS else f"compiled as {name}, which has no more memory"
+    called = f"; {relation}" if name else ""
     first = f"this machine: {kind}, {count} device{'s' if count > 1 else ''}{called}"
     last = ("found by compiling, not by running on such a chip" if verdicts else
-            "the tiny tier runs on anything; nothing larger was compiled for this")
+            "configs/tiny.flags runs on anything; nothing larger was compiled for this machine")
     return "\n".join([first, *(f"- {path}: {verdict}" for path, verdict in verdicts), last])
 
 
@@ -80,8 +80,9 @@ def commands() -> Iterator[str]:
         head = "".join(re.findall(r"^#(.*\n)", path.read_text("utf-8"), re.M)).replace("\\\n", " ")
         for line in re.findall(r"python -m (scripts\.compile .*)", head):
             words = shlex.split(line)
-            for name in next(word.removeprefix("--chip=") for word in words if word.startswith("--chip=")).split(","):
-                yield shlex.join([word for word in words if not word.startswith("--chip=")] + [f"--chip={name}"])
+            chips = next(word.removeprefix("--chip=") for word in words if word.startswith("--chip="))
+            others = [word for word in words if not word.startswith("--chip=")]
+            yield from (shlex.join([*others, f"--chip={name}"]) for name in chips.split(","))
 
 
 def write_page(page: pathlib.Path) -> str:
@@ -95,7 +96,7 @@ def write_page(page: pathlib.Path) -> str:
             with tempfile.TemporaryDirectory() as folder:
                 out = pathlib.Path(folder) / "found.json"
                 subprocess.run([sys.executable, "-m", *shlex.split(command), f"--out={out}"])
-                results[command], = files.read_json(out, missing={"chips": [None]})["chips"]  # one record or None
+                results[command], = files.read_json(out, missing={"chips": [None]})["chips"]  # [record or None]
         done = {command: result for command, result in results.items() if result}
         files.write_json(record, done)
         files.write_whole(page, format_page(done))
@@ -103,7 +104,7 @@ def write_page(page: pathlib.Path) -> str:
 
 
 def num_steps(command: str) -> int:
-    """Returns the last --num_steps in a command and the flag files that it names; if there is none, the default."""
+    """Returns --num_steps of a command with its flag files replaced by their flags: the last one, else the default."""
     while named := re.search(r"--flagfile=(\S+)", command):
         flags = re.findall(r"^--.*", (FLAG_FILES.parent / named[1]).read_text("utf-8"), re.M)
         command = command.replace(named[0], " ".join(flags))

@@ -17,7 +17,7 @@ class Chip(NamedTuple):
     compiler: str  # the Python package of the compiler
     devices: int  # number of devices
     usable: float  # bytes of each device's memory that a program can use
-    peak: dict  # FLOP/s by dtype; float32 numbers are multiplied in bfloat16 on TPUs and in TF32 on newer GPUs
+    peak: dict  # {dtype: FLOP/s}; float32 numbers are multiplied in bfloat16 on TPUs and in TF32 on newer GPUs
     bandwidth: float  # bytes/s of the memory
     target: dict  # describes the chip to the compiler, see `devices`
     options: dict = {}  # compiler options
@@ -26,8 +26,8 @@ class Chip(NamedTuple):
 
 def _tpu(devices: int, usable: float, peak: float, bandwidth: float, clock: float, **target) -> Chip:
     """A TPU. `usable` is in GiB, as the compiler states it, `peak` in TFLOP/s, `bandwidth` in GB/s and `clock` in GHz.
-    `clock` is peak / (2 x units x size^2). A v4 or v5p has 8 matrix units of size 128, a v5e 4 of them. For a v6e, 4 of
-    size 256 are assumed, because its compiler schedules more products than 2 could compute."""
+    `clock` is peak / (2 x matrix units x size^2). A v4 or v5p has 8 matrix units of size 128, a v5e has 4. For a v6e, 4
+    of size 256 are assumed, because its compiler schedules more products than 2 of them could compute."""
     peaks = dict.fromkeys(("float32", "bfloat16", "float16"), peak * 1e12)
     return Chip("libtpu", devices, usable * GIB, peaks, bandwidth * 1e9, target, clock=clock * 1e9)
 
@@ -42,8 +42,8 @@ def _gpu(memory: float, float32: float, bfloat16: float, float16: float, bandwid
 
 
 def _cores(count: int, units: int, threads: int, shared: int, block: int, cache: int, clock: float) -> dict:
-    """The compiler's fields for `count` multiprocessors that have `units` float32 units, `threads` threads and `shared`
-    bytes of shared memory each, of which a thread block may use `block`. The L2 `cache` is in MiB, `clock` in GHz."""
+    """The compiler's fields for `count` multiprocessors, each with `units` float32 units, up to `threads` threads, and
+    `shared` bytes of shared memory, `block` of which a thread block may use. L2 `cache` is in MiB, `clock` in GHz."""
     return dict(core_count=count, fpus_per_core=units, threads_per_core_limit=threads, shared_memory_per_core=shared,
                 shared_memory_per_block_optin=block, l2_cache_size=cache << 20, clock_rate_ghz=clock)
 
@@ -82,7 +82,7 @@ def named(name: str) -> Chip:
 
 
 def devices(chip: Chip) -> list:
-    """Returns targets for ahead-of-time compilation, one for each of the chip's devices. Sets libtpu's environment."""
+    """Returns the chip's `jax.Device`s, for which programs can be compiled but not run. Sets libtpu's environment."""
     if chip.compiler == "libtpu":
         os.environ |= dict(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="true", TPU_WORKER_HOSTNAMES="localhost",
                            TPU_ACCELERATOR_TYPE="v5litepod-1")  # any type will do; libtpu warns without one

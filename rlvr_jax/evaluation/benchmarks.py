@@ -49,7 +49,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     reliability.png if completions state confidences. A second call with the same config resumes the first."""
     if not config.kept.out:
         raise UserError("--out is required: the directory for summary.json, table.md and completions.jsonl")
-    config = config.with_flags(model=loading.pin_step(config.kept.choice.model))  # a run is pinned to its current step
+    config = config.with_flags(model=loading.pin_step(config.kept.choice.model))  # DIR to DIR@STEP, its newest step
     loaded = loading.load_fixed(config.kept.choice)
     benchmarks = load_benchmarks(config, loaded)
     folder, out = Folder(config.kept.out, "evaluate", config, config.kept.resume), pathlib.Path(config.kept.out)
@@ -58,17 +58,17 @@ def evaluate(config: EvaluateConfig) -> dict:
         cut_rows = {b.name: truncate_rows(b, rows[b.name], config.cut) for b in benchmarks}
         cut_out = out / f"cut_{config.cut}"
         cut_out.mkdir(exist_ok=True)
-        files.write_lines(cut_out / "completions.jsonl", (row for own in cut_rows.values() for row in own))
+        files.write_lines(cut_out / "completions.jsonl", [row for b in benchmarks for row in cut_rows[b.name]])
         write_report(config, cut_out, benchmarks, cut_rows)
     return write_report(config, out, benchmarks, rows)
 
 
 def write_report(config: EvaluateConfig, out: pathlib.Path, benchmarks: list[Benchmark], rows: dict) -> dict:
-    """Writes summary.json, table.md and reliability.png. `rows` is {benchmark name: rows}. Returns the summary."""
+    """Writes summary.json, table.md and reliability.png from {benchmark name: rows}, and returns the summary."""
     summaries = {b.name: summarise_benchmark(b, rows[b.name]) for b in benchmarks}
     summary = combine_summaries(summaries) | {"flags": config.as_flags()}
-    if stated := {name: each["calibration"] for name, each in summaries.items() if "calibration" in each}:
-        files.write_figure(out / "reliability.png", lambda sheet: calibration.draw_reliability(sheet, stated))
+    if results := {name: each["calibration"] for name, each in summaries.items() if "calibration" in each}:
+        files.write_figure(out / "reliability.png", lambda sheet: calibration.draw_reliability(sheet, results))
     files.write_whole(out / "table.md", format_table(config.kept.choice.model, summaries))
     files.write_json(out / "summary.json", summary)
     return summary
@@ -76,19 +76,20 @@ def write_report(config: EvaluateConfig, out: pathlib.Path, benchmarks: list[Ben
 
 def sample_benchmarks(config: EvaluateConfig, loaded: LanguageModel, folder: Folder,
                       benchmarks: list[Benchmark]) -> dict[str, list[dict]]:
-    """Returns {benchmark name: rows}, saved in `folder`. With --cut, a row has "cut", the text of its first tokens."""
+    """Returns {benchmark name: rows}, and saves them in `folder`. With --cut=N, row["cut"] is the text of N tokens."""
     sampler = make_sampler(loaded, config.kept.sampling, config.top_p < 1)
 
     def first_tokens(rollouts: Rollouts, texts: list[str], judged: list[dict]) -> list[dict]:
         short = rollouts.replace(completion_mask=rollouts.completion_mask[:, : config.cut])
-        return [{"cut": text} for text in loaded.tokenizer.decode_rollouts(short)[: len(texts)]]
+        cut_texts = loaded.tokenizer.decode_rollouts(short)[: len(texts)]  # rollouts may end with repeated rows
+        return [{"cut": text} for text in cut_texts]
 
     return sample_and_keep(folder, sampler, benchmarks, Request(config.kept.seed, 0, top_p=config.top_p),
                            config.kept.rows_per_call, first_tokens if config.cut else None)
 
 
 def truncate_rows(benchmark: Benchmark, rows: list[dict], cut: int) -> list[dict]:
-    """The rows, with each completion replaced by `row["cut"]`, its first `cut` tokens as text, and judged again."""
+    """Returns the rows as if sampling had ended after `cut` tokens: row["cut"] becomes the completion, judged anew."""
     judged = benchmark.judge([row["cut"] for row in rows], [benchmark.problems[row["problem"]] for row in rows])
     return [row | verdict | {"completion": row["cut"], "num_tokens": min(row["num_tokens"], cut),
                              "truncated": row["truncated"] or row["num_tokens"] > cut}
@@ -96,55 +97,58 @@ def truncate_rows(benchmark: Benchmark, rows: list[dict], cut: int) -> list[dict
 
 
 def combine_summaries(summaries: dict[str, dict]) -> dict:
-    """The summary of a single benchmark; for several, `{"benchmarks": summaries, "mean": mean of their accuracies}`."""
-    return next(iter(summaries.values())) if len(summaries) == 1 else {
-        "benchmarks": summaries, "mean": float(np.mean([each["accuracy"] for each in summaries.values()]))}
+    """Returns the only value of {benchmark name: summary}, or `{"benchmarks": summaries, "mean": mean accuracy}`."""
+    if len(summaries) == 1:
+        return next(iter(summaries.values()))
+    return {"benchmarks": summaries, "mean": float(np.mean([each["accuracy"] for each in summaries.values()]))}
 
 
 def load_benchmarks(config: EvaluateConfig, loaded: LanguageModel) -> list[Benchmark]:
-    """A benchmark for each source in --problems, sampled by --protocol or the flags. UserError if these conflict."""
+    """Returns a benchmark for each source in --problems, sampled as --protocol says. UserError if flags conflict."""
     if config.protocol in PROTOCOLS and (config.num_samples, config.temperature) != (1, 0.0):
         raise UserError(f"--protocol={config.protocol} decides --num_samples and --temperature: leave those out")
     if config.num_samples > 1 and config.temperature == 0:
         raise UserError(f"--num_samples={config.num_samples} at --temperature=0 are one completion, repeated; give a "
                         "temperature above 0")
-    return load_sets(config.kept, loaded, PROTOCOLS.get(
-        config.protocol, lambda stem: (config.num_samples, config.temperature)))
+    by_flags = lambda stem: (config.num_samples, config.temperature)
+    return load_sets(config.kept, loaded, PROTOCOLS.get(config.protocol, by_flags))
 
 
 def load_sets(config: KeptConfig, loaded: LanguageModel, protocol: Callable = lambda stem: (1, 0.0)) -> list[Benchmark]:
     """Returns a benchmark for each source in --problems, named after the file without folder and suffix; if two files
-    would share a name, all have their whole paths as names. `protocol`, like those in PROTOCOLS, says how to sample. By
-    default, sampling is greedy, once for each problem. Raises UserError for a source given twice."""
+    would share a name, all have their whole paths as names. `protocol`, like those in PROTOCOLS, is a function of that
+    short name that returns (completions of each problem, temperature). Raises UserError for a source given twice."""
     check_style(config.source)
-    names, benchmarks = config.source.problems.split(","), []
-    stems = [pathlib.Path(name).stem for name in names]
-    if len(set(names)) < len(names):
+    paths, benchmarks = config.source.problems.split(","), []
+    stems = [pathlib.Path(path).stem for path in paths]
+    if len(set(paths)) < len(paths):
         raise UserError(f"--problems={config.source.problems} names a file twice")
-    for name, stem in zip(names, stems):
-        source = ProblemSource(name, config.source.prompt)
-        problems = load_problems(source, loaded.tokenizer, config.heldout_split, config.max_problems)
-        benchmarks.append(make_benchmark(config, loaded, stem if len(set(stems)) == len(stems) else name, problems,
-                                         *protocol(stem)))
+    names = stems if len(set(stems)) == len(stems) else paths
+    for path, stem, name in zip(paths, stems, names):
+        problems = load_problems(ProblemSource(path, config.source.prompt), loaded.tokenizer, config.heldout_split,
+                                 config.max_problems)
+        benchmarks.append(make_benchmark(config, loaded, name, problems, *protocol(stem)))
     return benchmarks
 
 
 def make_benchmark(config: KeptConfig, loaded: LanguageModel, name: str, problems: list, num_samples: int = 1,
                    temperature: float = 0.0) -> Benchmark:
-    """A benchmark called `name`: `num_samples` completions of each of `problems`, graded by config.grading as an
-    evaluation grades. Raises UserError if the grader is not installed."""
+    """Returns a benchmark called `name`: `num_samples` completions of each of `problems`, graded by --answer_format and
+    --grader. --answer_format=auto is the format of the problem's family ("tag" for reasoning-gym); for other problems,
+    such as those of a file, it is "lenient", which needs no box. Raises UserError if the grader is not installed."""
     prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, config.sampling.max_new_tokens,
                              config.source.prompt.max_prompt_tokens)
-    answers.describe_graders(answers.criteria(problems, config.grading, "lenient"))  # only for its UserError
+    answers.describe_graders(answers.criteria(problems, config.grading, "lenient"))  # raises that UserError
     return Benchmark(name, problems, prompts, judge_by_answer(config.grading, "lenient"), num_samples, temperature)
 
 
-def summarise_benchmark(b: Benchmark, rows: list[dict]) -> dict:
-    """The part of summary.json on one benchmark. "graded_by" is read from the rows, as scripts.grade may change it."""
-    summary = summarise_rows(rows, b.num_samples) | {
-        "temperature": b.temperature, "graded_by": ", ".join(dict.fromkeys(row["graded_by"] for row in rows))}
-    more = {"styles": style_shares(rows, b.problems), "calibration": calibration.summarise_calibration(rows)}
-    return summary | {name: value for name, value in more.items() if value}
+def summarise_benchmark(benchmark: Benchmark, rows: list[dict]) -> dict:
+    """Returns the part of summary.json on one benchmark: `summarise_rows`, the temperature, the grader, and styles and
+    calibration if there are any. The grader is read from the rows, because scripts.grade may have changed it."""
+    summary = summarise_rows(rows, benchmark.num_samples) | {
+        "temperature": benchmark.temperature, "graded_by": ", ".join(dict.fromkeys(row["graded_by"] for row in rows))}
+    extras = {"styles": style_shares(rows, benchmark.problems), "calibration": calibration.summarise_calibration(rows)}
+    return summary | {name: value for name, value in extras.items() if value}
 
 
 def format_table(model: str, summaries: dict[str, dict]) -> str:
@@ -153,17 +157,19 @@ def format_table(model: str, summaries: dict[str, dict]) -> str:
     header = ["benchmark", "problems", "measure", "accuracy", "pass@k", "maj@k", "truncated", "timed out", "graded by"]
     rows, notes = [], []
     for name, each in summaries.items():
-        last, many = str(each["num_samples"]), each["num_samples"] > 1
+        largest_k, many = str(each["num_samples"]), each["num_samples"] > 1
         how = "greedy" if each["temperature"] == 0 else f"T={each['temperature']:g}"
-        curves = [f"{curve[:-1]}{last} {format_estimate(each[curve][last], each['intervals'][curve][last])}"
-                  if many else "-" for curve in ("pass@k", "maj@k")]  # curve[:-1] is "pass@" or "maj@"
-        rows.append([name, each["n"], f"{'avg' if many else 'pass'}@{last}, {how}",
-                     format_estimate(each["accuracy"], each["interval"]), *curves, f"{each['truncated']:.1%}",
+        at_largest_k = [f"{curve[:-1]}{largest_k} "  # curve[:-1] is "pass@" or "maj@"
+                        + format_estimate(each[curve][largest_k], each["intervals"][curve][largest_k])
+                        if many else "-" for curve in ("pass@k", "maj@k")]
+        rows.append([name, each["n"], f"{'avg' if many else 'pass'}@{largest_k}, {how}",
+                     format_estimate(each["accuracy"], each["interval"]), *at_largest_k, f"{each['truncated']:.1%}",
                      each["timed_out"], each["graded_by"]])
         notes += [f"- {name}: " + ", ".join(f"{curve[:-1]}{k} {value:.3f}" for k, value in each[curve].items())
                   for curve in ("pass@k", "maj@k") if many]
-        notes += [f"- {name}, {style}: {part:.1%} of completions" + ("" if right is None else f", {right:.3f} correct")
-                  for style, (part, right) in each.get("styles", {}).items()]
+        notes += [f"- {name}, {style}: {share:.1%} of completions"
+                  + ("" if accuracy is None else f", {accuracy:.3f} correct")
+                  for style, (share, accuracy) in each.get("styles", {}).items()]
         notes += [f"- {name}, {calibration.format_calibration(each['calibration'])}"] if "calibration" in each else []
     if len(summaries) > 1:
         mean = np.mean([each["accuracy"] for each in summaries.values()])

@@ -17,22 +17,22 @@ def brier(q: np.ndarray, c: np.ndarray) -> float:
 
 
 def bin_indices(q: np.ndarray) -> np.ndarray:
-    """i[N]: the bin of each confidence, 0 to 9. As in RLCR's code, bin 3 starts at 3 * 0.1 > 0.3: 0.3 is in bin 2."""
+    """Returns the bin of each confidence, i[N], 0 to 9. In floats, 3 * 0.1 > 0.3, so 0.3 is in bin 2, as in RLCR."""
     return np.minimum(np.digitize(q, EDGES) - 1, len(EDGES) - 2)
 
 
 def reliability_bins(q: np.ndarray, c: np.ndarray) -> list[dict]:
-    """`{"from", "to", "n", "confidence", "accuracy"}` of each bin: edges, count, and means (None if it is empty)."""
+    """Returns a dict for each bin: edges "from", "to"; count "n"; means "confidence", "accuracy" (None if empty)."""
     bin_N, columns = bin_indices(q), {"confidence": np.asarray(q, float), "accuracy": np.asarray(c, float)}
     return [{"from": round(float(low), 1), "to": round(float(high), 1), "n": int(np.sum(bin_N == i))}
-            | {name: float(np.mean(x[bin_N == i])) if (bin_N == i).any() else None for name, x in columns.items()}
+            | {name: float(np.mean(x[bin_N == i])) if i in bin_N else None for name, x in columns.items()}
             for i, (low, high) in enumerate(zip(EDGES[:-1], EDGES[1:]))]
 
 
 def ece(q: np.ndarray, c: np.ndarray) -> float:
     """Expected calibration error: |mean confidence - accuracy| in a bin, averaged over the bins, weighted by count."""
-    return sum(part["n"] * abs(part["confidence"] - part["accuracy"])
-               for part in reliability_bins(q, c) if part["n"]) / len(q)
+    filled_bins = [each for each in reliability_bins(q, c) if each["n"]]
+    return sum(each["n"] * abs(each["confidence"] - each["accuracy"]) for each in filled_bins) / len(q)
 
 
 def auroc(q: np.ndarray, c: np.ndarray) -> Optional[float]:
@@ -40,7 +40,7 @@ def auroc(q: np.ndarray, c: np.ndarray) -> Optional[float]:
     import scipy.stats  # imported here because it takes half a second, for which every script would wait
 
     c = np.asarray(c, bool)
-    right, wrong = int(c.sum()), int((~c).sum())
+    right, wrong = int(c.sum()), int((~c).sum())  # numbers of completions
     if not right or not wrong:
         return None
     return float((scipy.stats.rankdata(q)[c].sum() - right * (right + 1) / 2) / (right * wrong))  # Mann-Whitney's U
@@ -60,14 +60,16 @@ def summarise_calibration(rows: list[dict]) -> dict:
     """Returns the "calibration" of summary.json; {} if no row states a confidence. "n" is the number of rows that state
     a confidence, "stated" their share of all `rows`; the other values are over these n rows."""
     q, c = stated_confidences(rows)
+    if not len(q):
+        return {}
     return {"n": len(q), "stated": len(q) / len(rows), "accuracy": float(c.mean()), **score_confidences(q, c),
-            "bins": reliability_bins(q, c)} if len(q) else {}
+            "bins": reliability_bins(q, c)}
 
 
 def control_scores(rows: list[dict], others: list[dict]) -> dict:
-    """Returns `{"constant", "post_hoc"}`: the `score_confidences` that two other confidences would have on `rows`.
-    `others` are rows of other problems. "constant" is their mean accuracy, for every row. "post_hoc" maps each stated
-    confidence by isotonic regression: the nondecreasing function with the least Brier score on `others`. Such a
+    """Returns {"constant": scores, "post_hoc": scores}, the `score_confidences` of `rows` with other confidences.
+    "constant" states in every row the accuracy of `others`, which are rows of other problems. "post_hoc" maps each
+    stated confidence by isotonic regression: the nondecreasing function with the least Brier score on `others`. Such a
     function keeps the order of confidences (except for ties), so it improves ECE and Brier score but hardly AUROC."""
     import scipy.optimize
 
@@ -80,7 +82,7 @@ def control_scores(rows: list[dict], others: list[dict]) -> dict:
 
 
 def format_calibration(summary: dict) -> str:
-    """A result of `summarise_calibration` in words, for table.md."""
+    """Returns `summary`, a result of `summarise_calibration`, in words, for table.md."""
     return (f"confidence: stated in {summary['stated']:.1%} of completions, on average "
             f"{summary['mean_confidence']:.3f} where {summary['accuracy']:.3f} are correct; {format_scores(summary)}")
 
@@ -96,10 +98,10 @@ def draw_reliability(sheet, results: dict[str, dict]) -> None:
     sheet.set_size_inches(3.4 * len(results), 3.4)
     for axes, (name, result) in zip(sheet.subplots(1, len(results), squeeze=False)[0], results.items()):
         axes.plot([0, 1], [0, 1], color="#8c959f", linewidth=0.8, linestyle="--")
-        filled = [part for part in result["bins"] if part["n"]]
-        axes.plot([part["confidence"] for part in filled], [part["accuracy"] for part in filled], "o-", color="#0072b2")
-        for part in filled:
-            axes.annotate(part["n"], (part["confidence"], part["accuracy"]), xytext=(0, 5), fontsize=7, ha="center",
+        filled = [each for each in result["bins"] if each["n"]]
+        axes.plot([each["confidence"] for each in filled], [each["accuracy"] for each in filled], "o-", color="#0072b2")
+        for each in filled:
+            axes.annotate(each["n"], (each["confidence"], each["accuracy"]), xytext=(0, 5), fontsize=7, ha="center",
                           textcoords="offset points", annotation_clip=False)
         axes.set(title=f"{name}: ECE {result['ece']:.3f}", xlabel="stated confidence", ylabel="share that was right",
                  xlim=(-0.05, 1.05), ylim=(-0.05, 1.1))

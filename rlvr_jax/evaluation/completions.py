@@ -18,7 +18,7 @@ from rlvr_jax.tasks.prompts import ProblemSource
 
 
 class KeptConfig(Config):
-    """The model and the benchmarks to sample completions of, and how these are graded and saved."""
+    """The model and the benchmarks to sample completions of, and how the completions are graded and saved."""
 
     choice: ModelChoice = ModelChoice()
     source: ProblemSource = nested(ProblemSource(), problems=(
@@ -48,18 +48,18 @@ class Folder(NamedTuple):
 
 def sample_and_keep(folder: Folder, sampler: Sampler, benchmarks: list[Benchmark], request: Request,
                     rows_per_call: int = 512, more: Optional[Callable] = None) -> dict[str, list[dict]]:
-    """Returns {benchmark name: rows}: the rows that completions.jsonl in the folder has already, then newly sampled
-    rows, which are appended to the file. `request`, with EVAL as the stream of random keys, and `more` are passed to
-    `sample_and_grade`. A call with the same flags continues after the last complete line. Raises UserError if the
-    folder was started with other flags or problems, and Interrupted on Ctrl-C."""
+    """Samples and grades the completions that completions.jsonl in the folder lacks, and appends them to the file.
+    Returns {benchmark name: its rows, earlier and new}. `request`, with EVAL as the stream of random keys, and `more`,
+    which adds columns, are passed to `sample_and_grade`. A call with the same flags continues after the last complete
+    line. Raises UserError if the folder was started with other flags or problems, and Interrupted on Ctrl-C."""
     rows, start, total = {}, 0, sum(len(b.problems) * b.num_samples for b in benchmarks)
-    with (open_log(folder, benchmarks) as log,
-          progress(total, len(log.rows), folder.what or folder.command) as bar):
+    with open_log(folder, benchmarks) as log, progress(total, len(log.rows), folder.what or folder.command) as bar:
         for benchmark in benchmarks:
             end = start + len(benchmark.problems) * benchmark.num_samples
+            done = len(log.rows) - start  # rows that the file has from this benchmark on
             try:
-                for row in sample_and_grade(sampler, benchmark, request._replace(stream=EVAL), rows_per_call,
-                                            len(log.rows) - start, more):
+                for row in sample_and_grade(sampler, benchmark, request._replace(stream=EVAL), rows_per_call, done,
+                                            more):
                     log.write({"benchmark": benchmark.name} | row)
                     bar.update()
             except KeyboardInterrupt:
@@ -72,25 +72,26 @@ def sample_and_keep(folder: Folder, sampler: Sampler, benchmarks: list[Benchmark
 @contextlib.contextmanager
 def open_log(folder: Folder, benchmarks: list[Benchmark]) -> Iterator[JsonLines]:
     """Locks the folder, writes flags.txt and origin.json, and yields the log completions.jsonl with its earlier rows.
-    Raises UserError if the folder has other flags, or rows that are not of these problems in this order."""
+    Raises UserError if the folder has other flags, or if its rows are not of these problems in this order."""
     out = pathlib.Path(folder.path)
     flags, path = out / "flags.txt", out / "completions.jsonl"
     if folder.resume == "must" and not flags.exists():
         raise UserError(f"--resume=must, but {out} holds no evaluation")
     with claim(out, "--out", folder.resume):
         if path.exists() and not flags.exists():
-            raise UserError(f"{path} is there without the flags that made it; choose another --out, or --resume=never")
+            raise UserError(f"{path} is there, but not its flags.txt; choose another --out, or --resume=never")
         if flags.exists() and (refusal := changed_flags(out, folder.flags, "--out", folder.command)):
             raise UserError(refusal)
         write_flags(flags, folder.flags)
         origin.write(out, folder.command)
         log = JsonLines(path, 0)
         with contextlib.closing(log.file):
-            expected = ({"benchmark": b.name, "problem": i, "sample": j, "prompt": problem.prompt,
-                         "answer": problem.answer}
-                        for b in benchmarks for i, problem in enumerate(b.problems) for j in range(b.num_samples))
+            all_expected = ({"benchmark": b.name, "problem": i, "sample": j, "prompt": problem.prompt,
+                             "answer": problem.answer}
+                            for b in benchmarks for i, problem in enumerate(b.problems) for j in range(b.num_samples))
             for number, row in enumerate(log.rows, 1):
-                if not next(expected, {"benchmark": None}).items() <= row.items():  # None refuses a row too many
-                    raise UserError(f"{path}, line {number}: not of these problems, which have changed since; choose "
-                                    "another --out, or start over with --resume=never")
+                expected = next(all_expected, {"benchmark": None})  # a row after the last expected one matches nothing
+                if not expected.items() <= row.items():
+                    raise UserError(f"{path}, line {number}: not of these problems, which have changed since this line "
+                                    "was written; choose another --out, or start over with --resume=never")
             yield log

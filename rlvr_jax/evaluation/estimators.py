@@ -26,7 +26,7 @@ def powers_up_to(n: int) -> list[int]:
 
 @functools.lru_cache
 def subsets(n: int, k: int) -> np.ndarray:
-    """f32[S,n]: a row has 1 for the k members of a subset. All subsets, or SUBSETS random ones, the same each time."""
+    """Returns S subsets of k of n samples, f32[S,n], 1 for members: all, or SUBSETS random ones if there are more."""
     if math.comb(n, k) <= SUBSETS:
         members = np.array(list(itertools.combinations(range(n), k)))
     else:
@@ -39,7 +39,7 @@ def subsets(n: int, k: int) -> np.ndarray:
 def maj_at_k(answers: list[str], correct: list[bool], k: int) -> float:
     """Chance that the most frequent answer of k samples, drawn without replacement, is right.
     Answers are compared as text (normalise them first). Empty ones have no vote; tied ones are equally likely to be
-    chosen. An answer is right if its first sample was graded right. Exact for at most SUBSETS subsets of k samples."""
+    chosen. An answer is right if its first sample was graded right. Exact if there are at most SUBSETS subsets."""
     choices = list(dict.fromkeys(filter(None, answers)))
     if not choices:
         return 0.0
@@ -72,16 +72,17 @@ def bootstrap_difference(before: np.ndarray, after: np.ndarray) -> tuple[float, 
 
 
 def summarise_rows(rows: list[dict], num_samples: int) -> dict:
-    """The summary of one benchmark, from its rows (`measure.sample_and_grade`) in order, `num_samples` for a problem.
-    "n" counts problems. "accuracy" is avg@`num_samples`, "accuracy_of_ended" the accuracy of completions that were not
-    truncated (None if all were). "pass@k" and "maj@k" map each k of `powers_up_to`, as text, to an estimate, and
-    "intervals" has the same keys. Intervals are 95 %: Wilson's for a single sample, else a bootstrap over problems."""
+    """Returns the summary of one benchmark. Its rows (`measure.sample_and_grade`) come problem by problem,
+    `num_samples` for each. "n" counts problems. "accuracy" is avg@`num_samples`; "accuracy_of_ended" is without
+    truncated completions (None if all are). "pass@k" and "maj@k" map each k of `powers_up_to`, as text, to an estimate,
+    and in "intervals" to its interval. Intervals are 95 %: Wilson's for a single sample, else a bootstrap over the
+    problems. "timed_out" is a number of rows, "truncated" a share of them, and "num_tokens" a mean over them."""
     groups = [rows[i : i + num_samples] for i in range(0, len(rows), num_samples)]
     right = [[row["correct"] for row in group] for group in groups]
     answers = [[mathematics.normalise(row["extracted"] or "") for row in group] for group in groups]
     ks = powers_up_to(num_samples)
     curves = {"pass@k": {k: [pass_at_k(num_samples, sum(c), k) for c in right] for k in ks},
-              "maj@k": {k: [maj_at_k(a, c, k) for a, c in zip(answers, right)] for k in ks}}
+              "maj@k": {k: [maj_at_k(a, c, k) for a, c in zip(answers, right)] for k in ks}}  # a value of each problem
 
     def interval(values):
         return wilson(float(np.mean(values)), len(values)) if num_samples == 1 else bootstrap(values)
@@ -89,9 +90,9 @@ def summarise_rows(rows: list[dict], num_samples: int) -> dict:
     def map_curves(fn):
         return {name: {str(k): fn(values) for k, values in curve.items()} for name, curve in curves.items()}
 
-    shares, ended = np.mean(right, -1), [row["correct"] for row in rows if not row["truncated"]]
-    return {"n": len(groups), "num_samples": num_samples, "accuracy": float(shares.mean()),
-            "interval": interval(shares), "accuracy_of_ended": float(np.mean(ended)) if ended else None,
+    accuracy_P, ended = np.mean(right, -1), [row["correct"] for row in rows if not row["truncated"]]
+    return {"n": len(groups), "num_samples": num_samples, "accuracy": float(accuracy_P.mean()),
+            "interval": interval(accuracy_P), "accuracy_of_ended": float(np.mean(ended)) if ended else None,
             **map_curves(lambda values: float(np.mean(values))), "intervals": map_curves(interval),
             "timed_out": sum(row["timed_out"] for row in rows),
             **{key: float(np.mean([row[key] for row in rows])) for key in ("truncated", "num_tokens")}}
@@ -106,26 +107,27 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 
 def difference_interval(before: float, after: float, n: int) -> tuple[float, float]:
     """95 % confidence interval of after - before, two shares of n trials each (Newcombe, 1998, method 10).
-    It assumes independent trials. If `before` and `after` are over the same problems, it is too wide, never too narrow,
-    as long as problems solved before are more likely than others to be solved after."""
+    It assumes independent trials. If `before` and `after` are over the same problems, the interval is too wide, never
+    too narrow, as long as problems solved before are more likely than others to be solved after."""
     (before_low, before_high), (after_low, after_high) = wilson(before, n), wilson(after, n)
     return (after - before - math.hypot(after - after_low, before_high - before),
             after - before + math.hypot(after_high - after, before - before_low))
 
 
 def summarise_outcome(rows: list[dict], base: list[dict], trained: list[dict]) -> dict:
-    """Returns the "accuracy" of `rows` with Wilson's "interval", and their `recovered_share` as "recovered" and
-    "recovered_interval". `rows`, `base` and `trained` each have one row for each of the same problems, in one order."""
+    """Returns "accuracy" and Wilson's "interval" of `rows`, a third model's, and what it closes of the gap between base
+    and trained model, "recovered" and "recovered_interval" (`recovered_share`). Row i of each list is of problem i."""
     base_P, trained_P, right_P = (np.array([row["correct"] for row in each], float) for each in (base, trained, rows))
-    accuracy, (share, interval) = float(right_P.mean()), recovered_share(base_P, trained_P, right_P)
-    return {"accuracy": accuracy, "interval": wilson(accuracy, len(rows)), "recovered": share,
-            "recovered_interval": interval}
+    accuracy = float(right_P.mean())
+    recovered, recovered_interval = recovered_share(base_P, trained_P, right_P)
+    return {"accuracy": accuracy, "interval": wilson(accuracy, len(rows)), "recovered": recovered,
+            "recovered_interval": recovered_interval}
 
 
 def recovered_share(base_P: np.ndarray, trained_P: np.ndarray, right_P: np.ndarray) -> tuple:
-    """Returns (share, its 95 % bootstrap interval): how much of the accuracy gap between base and trained model a third
-    model, whose solved problems are `right_P`, closes: (right - base) / (trained - base). Each array f[P] has 1 for a
-    solved problem. For a gap below LEAST_GAP, where the share is mostly chance, returns (None, None)."""
+    """Returns the share of the accuracy gap between base and trained model that a third model closes, (right - base) /
+    (trained - base), and its 95 % bootstrap interval (low, high). Each array f[P] has 1 for a problem that the model
+    solves, `right_P` for the third. Returns (None, None) for a gap below LEAST_GAP: such a share is mostly chance."""
     base, trained, right = (np.mean(x) for x in (base_P, trained_P, right_P))
     if trained - base < LEAST_GAP - 1e-9:
         return None, None
@@ -138,11 +140,12 @@ def recovered_share(base_P: np.ndarray, trained_P: np.ndarray, right_P: np.ndarr
 
 def format_estimate(value: Optional[float], interval: Optional[tuple[float, float]] = None, sign: str = "") -> str:
     """Formats a value and its interval: "0.895 [0.748, 1.042]". Counts and values from 1,000 up have no decimals. If
-    three decimals would all be 0, the form is "3.5e-07". A value of None is "-". With `sign="+"` all have signs."""
+    three decimals would all be 0, the form is "3.5e-07". None becomes "-". With `sign="+"` all numbers have a sign."""
     if value is None:
         return "-"
     numbers = (value, *(interval or ()))
     count = abs(value) > 1 and all(x == round(x) for x in numbers)
     small = 1e-12 < max(map(abs, numbers)) < 0.0005  # anything smaller is rounding error
-    form = f"{sign},.0f" if count or abs(value) >= 1000 else f"{sign}.1e" if small else f"{sign}.3f"
+    decimals = ".1e" if small else ".3f"
+    form = sign + (",.0f" if count or abs(value) >= 1000 else decimals)
     return f"{value:{form}}" + (f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else "")

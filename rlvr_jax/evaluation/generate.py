@@ -36,8 +36,8 @@ class SampleConfig(Config):
 
 
 def generate(config: SampleConfig) -> list[dict]:
-    """Returns rows of "prompt", "completion", "completion_ids", "sampler_logprobs", "stop_reason" ("eos" or "length"),
-    and "pieces", the text of each token. --prompt_style=auto takes the model's chat template, if any, and says so."""
+    """Returns a row for each completion: "prompt", "completion", "completion_ids", "sampler_logprobs" (of each token),
+    "stop_reason" ("eos" or "length") and "pieces", the text that each token adds. Reports a chat template on stderr."""
     if not config.prompt:
         raise UserError("--prompt is required: the text to continue")
     loaded, style = loading.load_fixed(config.choice), config.prompt_style
@@ -53,10 +53,10 @@ def generate(config: SampleConfig) -> list[dict]:
     rollouts = sampler.sample(sampler.params, prompts, np.zeros(config.num_samples, np.int32),
                               Request(config.seed, 0, config.temperature, config.top_p))
     rows = []
-    for ids, mask, logprobs, ended in zip(rollouts.completions, rollouts.completion_mask, rollouts.sampler_logprobs,
-                                          rollouts.ended):
-        ids = ids[mask].tolist()
-        texts = [tokenizer.decode(ids[: i + 1]) for i in range(len(ids))]  # a character may span tokens
+    for tokens, mask, logprobs, ended in zip(rollouts.completions, rollouts.completion_mask, rollouts.sampler_logprobs,
+                                             rollouts.ended):
+        ids = tokens[mask].tolist()
+        texts = [tokenizer.decode(ids[: i + 1]) for i in range(len(ids))]  # up to token i: characters may span tokens
         rows.append({"prompt": text, "completion": texts[-1], "completion_ids": ids,
                      "sampler_logprobs": logprobs[mask].tolist(), "stop_reason": "eos" if ended else "length",
                      "pieces": [now[len(before):] for before, now in zip([""] + texts, texts)]})

@@ -28,7 +28,7 @@ class HeldoutConfig(Config):
 
 
 class Sampler(NamedTuple):
-    """A compiled sampler (`sampler.make_sampler`) with the parameters it samples from, placed on the devices."""
+    """A compiled sampler (`sampler.make_sampler`), and the parameters, placed on the devices, that it samples from."""
 
     sample: Callable  # (params, prompts, prompt index of each completion, Request) -> Rollouts
     params: Params
@@ -41,7 +41,7 @@ class Benchmark(NamedTuple):
     name: str  # value of "benchmark" in saved rows
     problems: list[Problem]
     prompts: Prompts
-    judge: Callable  # (texts, problems) -> a dict for each text, such as that of `judge_by_answer`
+    judge: Callable  # (texts, problems) -> for each text a dict of columns, such as {"correct": True}
     num_samples: int = 1
     temperature: float = 0.0
     columns: tuple[str, ...] = ()  # keys of `Problem.meta` to copy into the rows
@@ -49,7 +49,7 @@ class Benchmark(NamedTuple):
 
 def make_sampler(loaded: LanguageModel, config: SamplingConfig, use_top_p: bool = False,
                  sample_fn: Callable = sampling.sample, params=None) -> Sampler:
-    """Returns a `Sampler` of the model (or of `params`) with `sample_fn`. `top_p` needs `use_top_p`."""
+    """Returns a `Sampler` of the model, or of `params`, that runs `sample_fn`. Without `use_top_p` it ignores top_p."""
     decoding = Decoding(loaded.tokenizer.eos_ids, config.max_new_tokens, config.num_slots)
     return Sampler(sampling.make_sampler(loaded.config, decoding, use_top_p, sample_fn),
                    parallel.place_state(loaded.params if params is None else params), loaded.tokenizer)
@@ -58,10 +58,10 @@ def make_sampler(loaded: LanguageModel, config: SamplingConfig, use_top_p: bool 
 def sample_and_grade(sampler: Sampler, benchmark: Benchmark, request: Request, rows_per_call: int = 512, done: int = 0,
                      more: Optional[Callable] = None) -> Iterator[dict]:
     """Samples and grades all completions of a benchmark; yields their rows after each call of the sampler.
-    Row i*num_samples+j is sample j of problem i: `{"problem", "sample", "prompt", "answer", "completion", "truncated",
-    "num_tokens"}`, the keys of `benchmark.columns` and of `benchmark.judge`, and those of `more(rollouts, texts,
-    judged)`, a dict for each text. Seed, step, stream and top_p are those of `request`. The first `done` rows exist
-    already and are skipped. The other rows do not depend on `done`: they are bitwise those of an uninterrupted run."""
+    Row i*num_samples+j is sample j of problem i: a dict of "problem" (i), "sample" (j), "prompt", "answer",
+    "completion", "truncated", "num_tokens", the keys of `benchmark.columns`, those that `benchmark.judge` returns, and
+    those of `more(rollouts, texts, judged)`, which returns a dict for each text. Seed, step, stream and top_p are those
+    of `request`. The first `done` rows exist already and are skipped; the rows after them do not depend on `done`."""
     problems, count = benchmark.problems, benchmark.num_samples
     total = len(problems) * count
     size = min(rows_per_call, total)
@@ -75,25 +75,28 @@ def sample_and_grade(sampler: Sampler, benchmark: Benchmark, request: Request, r
             temperature=benchmark.temperature, first_row=start, repeats=count))
         texts = sampler.tokenizer.decode_rollouts(rollouts)[: end - start]
         judged = benchmark.judge(texts, [problems[i] for i in indices[: end - start]])
-        columns = more(rollouts, texts, judged) if more else [{}] * len(texts)
-        rows = [{"problem": int(i), "sample": int(j), "prompt": problems[i].prompt, "answer": problems[i].answer,
-                 "completion": text} | verdict | {key: problems[i].meta[key] for key in benchmark.columns}
-                | {"truncated": not ended, "num_tokens": int(mask.sum())} | column
-                for text, verdict, i, j, ended, mask, column in zip(
-                    texts, judged, indices, numbers % count, rollouts.ended, rollouts.completion_mask, columns)]
-        yield from rows[max(done - start, 0) :]
+        extras = more(rollouts, texts, judged) if more else [{}] * len(texts)
+        for number, text, verdict, ended, mask, extra in zip(
+                numbers, texts, judged, rollouts.ended, rollouts.completion_mask, extras):
+            i, j = divmod(int(number), count)
+            if number >= done:
+                yield ({"problem": i, "sample": j, "prompt": problems[i].prompt, "answer": problems[i].answer,
+                        "completion": text} | verdict | {key: problems[i].meta[key] for key in benchmark.columns}
+                       | {"truncated": not ended, "num_tokens": int(mask.sum())} | extra)
 
 
 def judge_by_answer(grading: GradingConfig, otherwise: str = "boxed") -> Callable:
-    """Returns a `Benchmark.judge` of the final answer: `{"extracted", "correct", "timed_out", "graded_by"}` of each
-    text, and "confidence" if the text states one. `otherwise` is an argument of `answers.criteria`."""
+    """Returns a `Benchmark.judge` of final answers: `{"extracted", "correct", "timed_out", "graded_by"}` of each text,
+    and "confidence" if it states one. `otherwise` is the answer format where neither flag nor problem sets one."""
     def judge(texts: list[str], problems: list[Problem]) -> list[dict]:
-        criteria = answers.criteria(problems, grading, otherwise)
-        return [{"extracted": verdict.extracted, "correct": verdict.correct, "timed_out": verdict.timed_out,
-                 "graded_by": graded_by}
-                | ({} if (stated := stated_confidence(text)) is None else {"confidence": stated})
-                for text, verdict, graded_by in zip(texts, answers.verdicts(texts, criteria),
-                                                    answers.describe_graders(criteria))]
+        criteria, judged = answers.criteria(problems, grading, otherwise), []
+        verdicts, graders = answers.verdicts(texts, criteria), answers.describe_graders(criteria)
+        for text, verdict, graded_by in zip(texts, verdicts, graders):
+            judged.append({"extracted": verdict.extracted, "correct": verdict.correct, "timed_out": verdict.timed_out,
+                           "graded_by": graded_by})
+            if (confidence := stated_confidence(text)) is not None:
+                judged[-1]["confidence"] = confidence
+        return judged
     return judge
 
 
@@ -106,9 +109,10 @@ def trim_padding(prompts: Prompts, indices: np.ndarray) -> Prompts:
 
 def measure_heldout(sampler: Sampler, problems: list[Problem], prompts: Prompts, request: Request,
                     answer_format: str = "auto", keep: Optional[Callable] = None) -> dict:
-    """The eval/* metrics of a training run, greedy and at temperature 1: accuracy, and share and accuracy by style.
-    Problems of several families add the accuracy on each family, such as eval/greedy_boolean. Greedy completions that
-    state confidences add calibration and the share that states one. `keep(step, rows)` gets the greedy rows."""
+    """Samples each problem greedily and at temperature 1, with the seed and step of `request`. Returns the metrics
+    {"eval/NAME": value}: the accuracies "greedy" and "sampled", and for both the share and accuracy of each style.
+    Problems of several families add the accuracy on each, such as "greedy_boolean". Greedy completions that state
+    confidences add their calibration. `keep(step, rows)`, if given, receives the greedy rows."""
     grading = GradingConfig(answer_format)
     graded_by = answers.describe_graders(answers.criteria(problems, grading, otherwise="lenient"))
     metrics = {"eval/n": len(problems), "eval/graded_by": ", ".join(dict.fromkeys(graded_by))}
@@ -127,24 +131,24 @@ def measure_heldout(sampler: Sampler, problems: list[Problem], prompts: Prompts,
             metrics |= {f"eval/{name}_{style}_share": share, f"eval/{name}_{style}_accuracy": accuracy}
         tasks = [problems[row["problem"]].meta.get("task") for row in rows]
         if len(set(tasks)) > 1:
-            metrics |= {f"eval/{name}_{task}": float(np.mean(correct_N[[own == task for own in tasks]]))
-                        for task in dict.fromkeys(tasks)}
+            for task in dict.fromkeys(tasks):
+                metrics[f"eval/{name}_{task}"] = float(np.mean(correct_N[[each == task for each in tasks]]))
     return metrics
 
 
 def style_shares(rows: list[dict], problems: list[Problem]) -> dict[str, tuple[float, Optional[float]]]:
-    """`{style: (share of the rows, accuracy of these rows or None)}` for every style of the problems' families."""
+    """Returns {style: (share of the rows, accuracy in it or None)} for all styles that the problems' families have."""
     style_N = np.array([families.style_of(problems[row["problem"]], row["completion"]) or "" for row in rows])
     correct_N = np.array([row["correct"] for row in rows])
-    all_families = filter(None, map(families.family_of, problems))
-    known = dict.fromkeys(style for family in all_families for style in family.styles.values())
+    all_families = filter(None, map(families.family_of, problems))  # without the None of other problems
+    styles = dict.fromkeys(style for family in all_families for style in family.styles.values())
     return {style: (float(np.mean(style_N == style)),
-                    float(np.mean(correct_N[style_N == style])) if style in style_N else None) for style in known}
+                    float(np.mean(correct_N[style_N == style])) if style in style_N else None) for style in styles}
 
 
 def sample_before_training(sampler: Sampler, pool: list[Problem], prompts: Prompts, grading: GradingConfig,
                            request: Request) -> list[dict]:
-    """Rows of 64 completions of each problem by the model before training, graded as the run's reward grades."""
+    """Returns rows of 64 completions of each problem by the model before training, graded as the run's reward does."""
     answers.describe_graders(answers.criteria(pool, grading))  # raises UserError here, before sampling
     benchmark = Benchmark("pool", pool, prompts, judge_by_answer(grading), 64, request.temperature)
     return list(sample_and_grade(sampler, benchmark, request._replace(stream=sampling.CHOOSE), rows_per_call=2048))
@@ -155,11 +159,11 @@ def majority_votes(rows: list[dict], num_problems: int) -> list[dict]:
     as text, whether this is right, and its most frequent wrong answer. An answer is None if there is none."""
     votes = []
     for index in range(num_problems):
-        own = [row for row in rows if row["problem"] == index]
-        majority = grade.most_common([row["extracted"] for row in own])
-        votes.append({"majority": majority,
-                      "majority_correct": majority in {row["extracted"] for row in own if row["correct"]},
-                      "wrong": grade.most_common([row["extracted"] for row in own if not row["correct"]])})
+        completions = [row for row in rows if row["problem"] == index]
+        right = [row["extracted"] for row in completions if row["correct"]]
+        wrong = [row["extracted"] for row in completions if not row["correct"]]
+        majority = grade.most_common([row["extracted"] for row in completions])
+        votes.append({"majority": majority, "majority_correct": majority in right, "wrong": grade.most_common(wrong)})
     return votes
 
 
@@ -175,11 +179,12 @@ class Heldout(NamedTuple):
 
 def make_heldout(heldout: Heldout, loaded: LanguageModel, sample: Callable, trained: set[str],
                  keep: Optional[Callable] = None) -> Callable:
-    """Returns `evaluate(params, step)`, which returns `measure_heldout` on problems whose prompts are not in `trained`,
-    or {} for the source "none". `sample` is as in `Sampler`. Raises UserError if no such problem is left."""
+    """Returns `evaluate(params, step) -> {"eval/NAME": value}`: `measure_heldout` on problems whose prompts are not in
+    `trained`, or {} for the source "none". `sample` is as in `Sampler`. Raises UserError if no such problem is left."""
     if heldout.source.problems == "none":
         return lambda params, step: {}
-    if not heldout.config.eval_size and (drawn := [*filter(is_drawn, heldout.source.problems.split(","))]):
+    drawn = [*filter(is_drawn, heldout.source.problems.split(","))]
+    if drawn and not heldout.config.eval_size:
         raise UserError(f"--eval_size=0 is all of a file, and problems of {', '.join(drawn)} are drawn: give their "
                         "number, or --heldout=none to measure nothing")
     unseen = [problem for problem in load_problems(heldout.source, loaded.tokenizer, heldout.config.heldout_split,
@@ -194,5 +199,5 @@ def make_heldout(heldout: Heldout, loaded: LanguageModel, sample: Callable, trai
 
 
 def heldout_names(heldout: str, trained_on: str) -> str:
-    """The held-out sources, joined by commas: `heldout` or, if empty, the drawn ones in `trained_on`, or "none"."""
+    """Returns names of held-out sources, joined by commas: `heldout`, or all in `trained_on` but files, or "none"."""
     return heldout or ",".join(filter(is_drawn, trained_on.split(","))) or "none"

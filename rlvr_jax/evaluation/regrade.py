@@ -26,19 +26,19 @@ class GradeConfig(Config):
 
 
 def regrade(config: GradeConfig) -> dict:
-    """Writes the graded rows to `config.out`; returns `{"n", "correct", "timed_out", "graded_by", "seconds"}`.
-    Other columns stay unchanged. `config.out` may be the same file as `config.completions`: it is replaced in one step
-    when all rows are graded. Raises UserError for a file without completions, or a row without one."""
+    """Grades the rows of `config.completions` again and writes them, other columns unchanged, to `config.out`.
+    Both may be the same file: it is replaced in one step when all rows are graded. Returns "n", "correct" and
+    "timed_out" (numbers of rows), "graded_by" and "seconds". UserError for a row without a completion, or no rows."""
     if not config.out:
         raise UserError("--out is required: the JSONL file for the graded rows")
     rows, graded_by = read_completions(config.completions), grade.describe_grader(config.answer_format, config.grader)
     start, verdicts = time.perf_counter(), []
     with progress(len(rows), what="grade") as bar:
         for first in range(0, len(rows), ROWS_PER_CALL):
-            part = rows[first : first + ROWS_PER_CALL]
-            verdicts += grade.grade_texts([row["completion"] for row in part], [str(row["answer"]) for row in part],
+            batch = rows[first : first + ROWS_PER_CALL]
+            verdicts += grade.grade_texts([row["completion"] for row in batch], [str(row["answer"]) for row in batch],
                                           config.answer_format, config.grader)
-            bar.update(len(part))
+            bar.update(len(batch))
     seconds = time.perf_counter() - start
     out = pathlib.Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)

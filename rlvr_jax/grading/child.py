@@ -1,7 +1,5 @@
-"""The child process that runs computer algebra or a verifier: it answers each line of JSON with a line of JSON.
-
-A question may take CPU_SECONDS of processor time, WALL_SECONDS of elapsed time and MEGABYTES of address space.
-"""
+"""The child process that runs computer algebra or a verifier: it answers each line of JSON with a line of JSON. A
+question may take CPU_SECONDS of processor time, WALL_SECONDS of elapsed time and MEGABYTES of address space."""
 
 import contextlib
 import json

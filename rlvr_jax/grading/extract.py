@@ -75,9 +75,10 @@ def state_answer(answer_format: str, answer: str) -> str:
 
 
 def answer_opening(answer_format: str) -> tuple[str, str]:
-    """STATED[answer_format]. Raises UserError for a format in which no text introduces the answer."""
+    """Returns (text that introduces the answer, template of the text that follows), the entry of STATED. Raises
+    UserError for a format in which no text introduces the answer."""
     opening, rest = STATED[answer_format]
     if not opening:
-        raise UserError(f"--answer_format={answer_format}: nothing in a completion says where its answer begins; this "
-                        f"reward needs one of {', '.join(name for name, (words, _) in STATED.items() if words)}")
+        raise UserError(f"--answer_format={answer_format}: no words in a completion introduce its answer; this reward "
+                        f"needs one of {', '.join(name for name, (words, _) in STATED.items() if words)}")
     return opening, rest

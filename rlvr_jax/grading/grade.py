@@ -4,8 +4,7 @@ Most answers are decided in this process, by comparing texts, numbers or sets of
 Answers that need algebra (8\sqrt[3]{4} against 12.8) or an external verifier (`gym`) go to child processes with limits
 on time and memory, so that a hostile completion is a wrong answer and cannot hang the run. Verdicts are cached, because
 a run grades the same answers to the same problem at every step. A timeout is not cached, since the machine may have
-been busy: the answer is graded again when it recurs. `results/graders.md` compares the graders.
-"""
+been busy: the answer is graded again when it recurs. `results/graders.md` compares the graders."""
 
 import collections
 import functools
@@ -38,20 +37,21 @@ def grade_texts(texts: Sequence[str], answers: Sequence[str], answer_format: Uni
     grader "original" always extracts the last \boxed{}. For the format "answer" of the synthetic families, the grader
     "math" asks no child process: an answer that this process cannot decide is wrong."""
     formats, graders = ([name] * len(texts) if isinstance(name, str) else name for name in (answer_format, grader))
-    questions = []  # (question, whether a child process may be asked)
+    questions, may_ask_child = [], []  # for each text
     for text, answer, form, name in zip(texts, answers, formats, graders, strict=True):
         extract = original_boxed if name == "original" else EXTRACTORS[form]
-        question = Question(name, extract(split_confidence(text)[0]), answer)
-        questions.append((question, (form, name) != ("answer", "math")))
-    without_child = decide_questions([question for question, allowed in questions if not allowed], algebra=False)
-    with_child = decide_questions([question for question, allowed in questions if allowed])
-    replies = [(with_child if allowed else without_child)[question] for question, allowed in questions]
-    return [Verdict(bool(reply), question.given, reply is None) for reply, (question, _) in zip(replies, questions)]
+        graded_text, _ = split_confidence(text)  # without the confidence that it states
+        questions.append(Question(name, extract(graded_text), answer))
+        may_ask_child.append((form, name) != ("answer", "math"))
+    without_child = decide_questions([q for q, child in zip(questions, may_ask_child) if not child], algebra=False)
+    with_child = decide_questions([q for q, child in zip(questions, may_ask_child) if child])
+    replies = [(with_child if child else without_child)[q] for q, child in zip(questions, may_ask_child)]
+    return [Verdict(bool(reply), question.given, reply is None) for question, reply in zip(questions, replies)]
 
 
 def decide_questions(questions: Iterable[Question], algebra: bool = True) -> dict[Question, Optional[bool]]:
-    """Returns whether the answers of each question are equal; None if the grading timed out. If `algebra` is false, no
-    child process is asked, and answers that this process cannot compare are not equal."""
+    """Returns {question: whether its answer equals the reference, or None if the grading timed out}. If `algebra` is
+    false, no child process is asked, and answers that this process cannot compare are not equal."""
     decided = {question: decide_at_once(*question) for question in questions}
     undecided = [question for question, equal in decided.items() if equal is None]
     replies = workers.POOL.threads.map(ask_child, undecided) if algebra else [False] * len(undecided)
@@ -59,7 +59,8 @@ def decide_questions(questions: Iterable[Question], algebra: bool = True) -> dic
 
 
 def decide_at_once(grader: str, given: Optional[str], answer: str) -> Optional[bool]:
-    """Whether the answers are equal; None if only a child process can tell. False for a missing or too long answer."""
+    """Whether `given` equals the reference `answer`, decided in this process; None if only a child process can decide.
+    An answer that is None or longer than MAX_LENGTH, or a reference that is too long, gives False."""
     if given is None or len(given) > MAX_LENGTH or len(answer) > ALL[grader].MAX_REFERENCE:
         return False
     return _compare_without_child(grader, given, answer)
@@ -68,7 +69,7 @@ def decide_at_once(grader: str, given: Optional[str], answer: str) -> Optional[b
 @functools.lru_cache(CACHED)
 def _compare_without_child(grader: str, given: str, answer: str) -> Optional[bool]:
     def refuse(*_):
-        raise NotImplementedError  # stands for the grader's `equal`, which only a child process may call
+        raise NotImplementedError  # takes the place of the grader's `equal`, which only a child process may call
 
     try:
         return ALL[grader].same(given, answer, refuse)
@@ -77,7 +78,7 @@ def _compare_without_child(grader: str, given: str, answer: str) -> Optional[boo
 
 
 def ask_child(question: Question) -> Optional[bool]:
-    """The reply of a child process, cached unless it is None, a timeout."""
+    """The reply of a child process: whether the answers are equal, or None for a timeout. None is not cached."""
     try:
         return _ask_cached(question)
     except TimeoutError:
@@ -86,14 +87,15 @@ def ask_child(question: Question) -> Optional[bool]:
 
 @functools.lru_cache(CACHED)
 def _ask_cached(question: Question) -> bool:
-    reply = workers.POOLS.get(question.grader, workers.POOL).ask(question)
+    pool = workers.POOLS.get(question.grader, workers.POOL)  # some graders have child processes of their own
+    reply = pool.ask(question)
     if reply is None:
-        raise TimeoutError  # lru_cache stores no result then
+        raise TimeoutError  # lru_cache stores nothing for a call that raises
     return reply
 
 
 def is_correct(text: str, answer: str, answer_format: str, grader: str = "math") -> bool:
-    """Whether the answer in one completion is right."""
+    """Whether the answer in the completion `text` is right; arguments as in `grade_texts`."""
     return grade_texts([text], [answer], answer_format, grader)[0].correct
 
 
@@ -104,7 +106,7 @@ def most_common(answers: list[Optional[str]]) -> Optional[str]:
 
 
 def describe_grader(answer_format: str, grader: str) -> str:
-    """A text for reports, such as "lenient / math (math-verify 0.9.0)": the answer format, the grader, its package.
+    """A text such as "lenient / math (math-verify 0.9.0)": the answer format, the grader, its package and version.
     Raises UserError if a package that the grader needs is missing."""
     if (answer_format, grader) == ("answer", "math"):
         return "answer / math"

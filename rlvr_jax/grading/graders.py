@@ -3,8 +3,7 @@
 `same(given, answer, leaf)` calls `leaf(given, answer)` where the texts alone do not decide. In a child process `leaf`
 is the module's `equal`; elsewhere it raises an exception. `load` imports the libraries that `equal` uses. NEEDS are the
 packages that must be installed, MISSING the error if one is not, PACKAGE the one whose version is reported, and
-MAX_REFERENCE the most characters of `answer`.
-"""
+MAX_REFERENCE the most characters of `answer`."""
 
 import collections
 

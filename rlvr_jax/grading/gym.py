@@ -1,8 +1,6 @@
 """The verifiers of reasoning-gym: each of its data sets scores answers from 0 to 1; a score of 1 is right.
-
 The reference is a problem's whole entry as JSON, because a verifier may read other fields besides the answer.
-`tasks.gym` refuses data sets whose verifier would execute code that a model wrote.
-"""
+`tasks.gym` refuses data sets whose verifier would execute code that a model wrote."""
 
 import json
 from typing import Callable

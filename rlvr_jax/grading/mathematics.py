@@ -2,8 +2,7 @@ r"""Whether two answers, as people and models write them, are equal as mathemati
 
 Both answers are brought to one notation (`normalise`), stripped of a name (V = 12.8) and a unit, and parsed as exact
 numbers or as sets and tuples of numbers. Other answers, such as 8\sqrt[3]{4}, go to Math-Verify (`equal`) in a child
-process. Parsing takes time linear in the length of the text, and quadratic in the number of a set's elements.
-"""
+process. Parsing takes time linear in the length of the text, and quadratic in the number of a set's elements."""
 
 import itertools
 import re
@@ -94,12 +93,14 @@ def _unwrap(text: str) -> str:
 
 
 def _depths(text: str) -> list[int]:
+    """The number of brackets that are open after each character."""
     return list(itertools.accumulate((character in "([{") - (character in ")]}") for character in text))
 
 
 def _is_enclosed(text: str) -> bool:
     """Whether the first and last characters are brackets that enclose all the text between them."""
-    return len(text) > 1 and (depths := _depths(text))[-1] <= 0 < min(depths[:-1])
+    depths = _depths(text)
+    return len(text) > 1 and depths[-1] <= 0 < min(depths[:-1])
 
 
 def split_commas(text: str) -> list[str]:
@@ -133,16 +134,17 @@ def split_unit(text: str) -> tuple[str, str]:
 
 
 def split_name(text: str) -> tuple[Optional[str], str]:
-    r"""Returns (name, value): ("V", "12.8") for V=12.8, ("x", "[1,2]") for x\in[1,2]. The name is "" if there is none,
-    and None if the left side is neither a name nor a number. The value of a=b=c is c, and of 1/3\approx 0.33 is 1/3."""
+    r"""Returns (name, value): ("V", "12.8") for V=12.8, ("x", "[1,2]") for x\in[1,2]. The name is "" if the left side
+    is missing or a number, and None if it is no name either. The value of a=b=c is c, and of 1/3\approx 0.33 is 1/3."""
     exact, _, approximate = text.partition(r"\approx")
     if approximate and _NAME.fullmatch(exact):
         return exact, approximate
     left, *rest = re.split(r"(?<![<>!:])=|\\in(?![a-zA-Z])", exact)
     if not rest or sum("=" in part for part in split_commas(exact)) > 1:  # x=1,y=2 is a list
         return "", exact
-    name = left if _NAME.fullmatch(left) else "" if _MAGNITUDE.fullmatch(left) else None
-    return name, rest[-1]
+    if _NAME.fullmatch(left):
+        return left, rest[-1]
+    return ("" if _MAGNITUDE.fullmatch(left) else None), rest[-1]
 
 
 def split_elements(text: str) -> tuple[str, list[str]]:
@@ -158,7 +160,7 @@ def split_elements(text: str) -> tuple[str, list[str]]:
 
 
 def same(given: str, answer: str, leaf: Leaf, depth: int = MAX_DEPTH) -> bool:
-    """Whether `given` equals the reference. `leaf` decides what takes algebra; `depth` limits nested sets or tuples."""
+    """Whether `given` equals the reference. `leaf` decides what takes algebra; `depth` is how deep sets may nest."""
     texts = normalise(given), normalise(answer)
     if depth == 0 or "" in texts:
         return False
@@ -181,13 +183,13 @@ def same(given: str, answer: str, leaf: Leaf, depth: int = MAX_DEPTH) -> bool:
     (kind_a, elements_a), (kind_b, elements_b) = split_elements(a), split_elements(b)
     if kind_a and kind_b and not re.search(r"\\(pm|mp|cup)(?![a-zA-Z])", a + b):  # \pm and \cup take algebra
         return kind_a == kind_b and len(elements_a) == len(elements_b) and _same_elements(
-            elements_a, elements_b, lambda *pair: same(*pair, leaf, depth - 1), kind_a == "set")
+            elements_a, elements_b, lambda *pair: same(*pair, leaf, depth - 1), unordered=kind_a == "set")
     return _same_by_algebra(a, b, leaf)
 
 
 def _same_by_algebra(a: str, b: str, leaf: Leaf) -> bool:
-    """`leaf(a, b)`, or False where Math-Verify is too lenient: if letters differ only in case (R is not r), or if an
-    answer has adjacent numbers (1 2.5 is not a product)."""
+    """Returns `leaf(a, b)`, or False where Math-Verify is too lenient: if letters differ only in case (R is not r), or
+    if an answer has adjacent numbers (1 2.5 is not a product)."""
     letters_a, letters_b = (set(re.sub(r"\\[a-zA-Z]+", "", text)) for text in (a, b))
     case_differs = letters_a != letters_b and set(map(str.casefold, letters_a)) == set(map(str.casefold, letters_b))
     has_adjacent_numbers = re.search(r"(?<![_^\d.])\d[\d.]* \d", f"{a};{b}")
@@ -195,11 +197,11 @@ def _same_by_algebra(a: str, b: str, leaf: Leaf) -> bool:
 
 
 def _same_elements(given: list[str], answers: list[str], alike: Leaf, unordered: bool) -> bool:
-    """Whether `alike(element, answer)` holds for the elements at each index of two lists of the same length or, if
-    `unordered`, for each element and one of the answers, a different one for each."""
-    names = [{split_name(element)[0] for element in elements} for elements in (given, answers)]
+    """Whether two lists of the same length have equal elements, by `alike(element, answer)`: at each index or, if
+    `unordered`, after each element is paired with the first equal answer that is still free."""
+    distinct_names = [{split_name(element)[0] for element in elements} for elements in (given, answers)]
     # If only one of the lists has names, their order counts: x=1,y=2 equals 1,2 but not 2,1.
-    by_position = {""} in names and any(len(parts) > 1 for parts in names)
+    by_position = {""} in distinct_names and any(len(names) > 1 for names in distinct_names)
     if not unordered or by_position or len(given) > MAX_ELEMENTS:
         return all(map(alike, given, answers))
     left = list(answers)
@@ -227,12 +229,15 @@ def equal(given: str, answer: str) -> bool:
 
     config = [math_verify.LatexExtractionConfig(normalization_config=NormalizationConfig(
         units=False, malformed_operators=True, nits=True, boxed="none"))]
-    exact = (re.sub(r"\d*\.\d+|\d+\.(?!\d)", _fraction, text) for text in (answer, given))
-    gold, given = (math_verify.parse(f"${text}$", config, fallback_mode="no_fallback", parsing_timeout=None)
-                   for text in exact)
-    return math_verify.verify(gold, given, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
+
+    def parse(text: str) -> list:
+        exact = re.sub(r"\d*\.\d+|\d+\.(?!\d)", _fraction, text)
+        return math_verify.parse(f"${exact}$", config, fallback_mode="no_fallback", parsing_timeout=None)
+    return math_verify.verify(parse(answer), parse(given), allow_set_relation_comp=True, timeout_seconds=None,
+                              raise_on_error=True)
 
 
 def _fraction(match: re.Match) -> str:
+    r"""The decimal that was matched as an exact fraction: {\frac{25}{100}} for .25."""
     whole, _, digits = match[0].partition(".")
     return rf"{{\frac{{{int(whole + digits)}}}{{{10 ** len(digits)}}}}}"

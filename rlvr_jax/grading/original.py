@@ -4,8 +4,7 @@ The source is verl's deepscaler reward (Wang et al., arXiv 2504.20571). Answers 
 data set, and a second, from PRM800K. Two answers are equal if their first forms are the same text, their second forms
 are the same text, or SymPy simplifies the difference of the second forms to 0; tuples are compared part by part. SymPy
 is not asked in three cases: two fractions are equal only if they are the same text, an integer equals only an integer,
-and texts that together have more than two different letters, or a long or bracketed exponent, are not equal.
-"""
+and texts that together have more than two different letters, or a long or bracketed exponent, are not equal."""
 
 import re
 

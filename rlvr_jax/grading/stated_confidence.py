@@ -7,9 +7,9 @@ OPEN, CLOSE = "<confidence>", "</confidence>"
 
 
 def split_confidence(text: str) -> tuple[str, Optional[float]]:
-    """Returns (text without its stated confidence, confidence from 0 to 1 or None). A confidence is the end of
-    `answer 17 sure 0.9`, as synthetic families write it, or the content of the last <confidence>...</confidence>. If
-    that is not a number from 0 to 1 ("90%"), the tag is removed and the confidence None (RLCR, arXiv 2507.16806)."""
+    """Returns (text without its stated confidence, confidence from 0 to 1 or None). The text states it at its end, as
+    `answer 17 sure 0.9` (synthetic families), or in the last <confidence>...</confidence> (RLCR, arXiv 2507.16806). A
+    tag whose content is not a number from 0 to 1 ("90%") is removed too, and the confidence is None."""
     if tenth := _tenth_at_end(text):
         return text.rsplit(None, 2)[0], float(tenth)
     end = text.rfind(CLOSE)

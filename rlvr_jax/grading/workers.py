@@ -2,8 +2,7 @@
 
 On what a model writes (9^{9^{9^9}}), SymPy may run forever or take all memory, and a thread cannot be interrupted. A
 child (`python -m rlvr_jax.grading.child`) answers one question at a time within its own limits; the parent kills a
-child that exceeds them nevertheless. If a child exceeds a limit, dies or sends no readable reply, the reply is None.
-"""
+child that exceeds them nevertheless. If a child exceeds a limit, dies or sends no readable reply, the reply is None."""
 
 import atexit
 import concurrent.futures
@@ -28,7 +27,7 @@ REPLIES = {b"true\n": True, b"false\n": False, b"null\n": None}  # None: out of 
 
 
 class Worker:
-    """A child process for `graders`. The constructor waits until the child is ready, or raises UserError."""
+    """A child process for the named graders. The constructor waits until the child is ready, or raises UserError."""
 
     def __init__(self, *graders: str):
         self.process = subprocess.Popen(
@@ -41,7 +40,7 @@ class Worker:
                             f"echo | python -m {' '.join(['rlvr_jax.grading.child', *graders])}")
 
     def ask(self, question: child.Question) -> Optional[bool]:
-        """Returns the reply of the child; None for a timeout. After an unreadable reply, the child is ended."""
+        """Whether the answers are equal; None for a timeout or an unreadable reply. The latter also ends the child."""
         line = json.dumps(question).encode() + b"\n"  # fits into a pipe, so that writing never blocks
         reply = self._exchange(line, child.WALL_SECONDS + GRACE_SECONDS)
         if reply not in REPLIES:
@@ -70,14 +69,14 @@ class Worker:
 
 
 class Pool:
-    """Workers for `graders`, by default `child.ALGEBRA`. Between questions they wait in the list `idle`; a question
-    that finds the list empty starts a worker. `threads` is an executor of `size` threads for asking in parallel."""
+    """Workers for the named graders, by default `child.ALGEBRA`. Between questions they wait in the list `idle`; a
+    question that finds the list empty starts a worker. `threads`, an executor of `size` threads, asks in parallel."""
 
     def __init__(self, size: int, *graders: str):
         self.threads, self.idle, self.graders = concurrent.futures.ThreadPoolExecutor(size), [], graders
 
     def ask(self, question: child.Question) -> Optional[bool]:
-        """The reply of an idle or a new worker. Raises UserError if a new worker does not start."""
+        """Returns the reply of an idle or a new worker (`Worker.ask`). UserError if a new worker does not start."""
         try:
             worker = self.idle.pop()
         except IndexError:

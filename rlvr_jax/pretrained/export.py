@@ -11,7 +11,7 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.pretrained import huggingface, loading, tokenizer
 from rlvr_jax.runs import files, origin
 
-MARK = "of a run of rlvr_jax's `scripts."  # of a card that was written here
+MARK = "of a run of rlvr_jax's `scripts."  # a part of every card that `write_card` wrote
 CARD = """# {name}
 
 Step {step} """ + MARK + """{command}`: commit {commit}, JAX {jax}, {device} ({platform}).
@@ -51,20 +51,20 @@ def export(config: ExportConfig) -> None:
 def write_card(name: str, out: pathlib.Path) -> None:
     """If `name` is `DIR@STEP` and STEP the last step of a finished run, copies the run's flags.txt to `out` and writes
     the model card `out`/README.md: the run's commit and device, its accuracies, and the SHA-256 sums of the files in
-    `out`. Does nothing for any other model, or if `out` is DIR or has a README.md that was not written here."""
+    `out`. Does nothing for any other model, or if `out` is DIR or has a README.md that is not such a card."""
     directory, _, step = name.partition("@")
     run, card = pathlib.Path(directory), out / "README.md"
     run_origin = origin.read(run) if step else {}
     summary = files.read_json(run / "summary.json", missing={}) if step else {}
-    is_ours = not card.exists() or MARK in card.read_text("utf-8", "replace")
-    if (not run_origin.get("starts") or summary.get("steps") != int(step) or not is_ours
+    is_free = not card.exists() or MARK in card.read_text("utf-8", "replace")
+    if (not run_origin.get("starts") or summary.get("steps") != int(step) or not is_free
             or not (run / "flags.txt").is_file() or run.samefile(out)):
         return
     shutil.copyfile(run / "flags.txt", out / "flags.txt")
     measured = [f"| {how} | {summary['final'][how]:.3f} |" for how in ("greedy", "sampled") if how in summary["final"]]
     sums = [f"| {path.name} | {hashlib.sha256(path.read_bytes()).hexdigest()} |" for path in sorted(out.iterdir())
             if path.is_file() and path != card]
-    made = run_origin["starts"][-1]  # commit, device etc. of the run's last start; earlier versions kept fewer
-    files.write_whole(card, CARD.format_map(collections.defaultdict(lambda: "unknown", made) | {
+    start = run_origin["starts"][-1]  # commit, device etc. of the run's last start; earlier versions stored less
+    files.write_whole(card, CARD.format_map(collections.defaultdict(lambda: "unknown", start) | {
         "name": out.name, "step": step, "command": run_origin["command"],
         "measured": "\n".join(measured), "sums": "\n".join(sums)}))

@@ -39,7 +39,7 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
         raise UserError(f"reading {path} needs the gguf package: pip install gguf") from error
 
     class Reader(gguf.GGUFReader):
-        """Raises ValueError for an array that ends beyond the end of the file; gguf's own reader would truncate it."""
+        """A GGUFReader that raises ValueError for an array beyond the end of the file, which gguf would truncate."""
 
         def _get(self, offset, dtype, count=1, override_order=None):
             if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
@@ -68,8 +68,8 @@ def load(path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
         try:
             array = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(view.shape)
         except NotImplementedError as error:
-            raise UserError(f"{path}: {tensor.name} is {tensor.tensor_type.name}, which gguf cannot undo: "
-                            "use another quantisation") from error
+            raise UserError(f"{path}: {tensor.name} is {tensor.tensor_type.name}, which gguf cannot "
+                            "dequantise: use another quantisation") from error
         heads = interleaved_heads.get(tensor.name.split(".")[-2])  # blk.0.attn_q.weight -> attn_q
         if heads is not None:
             array = array.reshape(heads, config.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(view.shape)

@@ -112,7 +112,7 @@ def take_view(unread: dict[str, np.ndarray], path, name: str, shape) -> np.ndarr
 
 
 def fill(view: np.ndarray, tensor: np.ndarray, path, name: str) -> None:
-    """Copies `tensor` into `view`. Raises UserError, naming `path` and `name`, for numbers not finite in its dtype."""
+    """Copies `tensor` into `view`. UserError, naming `path` and `name`, for a number not finite in the view's dtype."""
     with np.errstate(over="ignore"):
         view[...] = tensor
     if not np.isfinite(view).all():
@@ -123,9 +123,6 @@ def refuse_missing(unread: dict[str, np.ndarray], path) -> None:
     """Raises UserError, naming `path`, if views are left in `unread`, {name: view}: their tensors were in no file."""
     if unread:
         raise UserError(f"{path}: tensor {min(unread)} is missing ({len(unread)} in all): copy the model again")
-
-
-# ----- config.json
 
 
 def config_from_hugging_face(d: dict, path) -> ModelConfig:
@@ -166,10 +163,10 @@ def config_from_hugging_face(d: dict, path) -> ModelConfig:
         tie_embeddings=bool(left.pop("tie_word_embeddings", False)))
     if num_heads % config.num_kv_heads or head_dim % 2:
         refuse(f"{num_heads} attention heads on {config.num_kv_heads} key/value heads of {head_dim}")
-    windows, layer_types = left.pop("use_sliding_window", False), left.pop("layer_types", None)
+    use_windows, layer_types = left.pop("use_sliding_window", False), left.pop("layer_types", None)
     width, first = left.pop("sliding_window", 4096), left.pop("max_window_layers", 28)  # transformers' defaults
-    # Without layer_types, the layers from max_window_layers on have windows.
-    if (set(layer_types) != {"full_attention"}) if layer_types else (windows and width and first < config.num_layers):
+    windowed = not layer_types and use_windows and width and first < config.num_layers  # layer `first` and later ones
+    if windowed or set(layer_types or ()) - {"full_attention"}:
         refuse("a sliding attention window, or another layer type than full_attention,")
     supported = ONLY | {"attention_bias": family == "qwen2"}
     for key, given in [*left.items(), *rope.items()]:
@@ -185,7 +182,7 @@ def config_to_hugging_face(config: ModelConfig, dtype: str) -> dict:
     qkv_bias together with qk_norm, which no Hugging Face architecture has."""
     if config.qkv_bias and config.qk_norm:
         raise UserError("no Hugging Face architecture has both qkv_bias and qk_norm: turn one off")
-    family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
+    family = {(False, False): "llama", (True, False): "qwen2", (False, True): "qwen3"}[config.qkv_bias, config.qk_norm]
     scaling = config.rope_scaling
     rope_scaling = None if scaling is None else {"rope_type": "llama3"} | dict(
         zip(ROPE_SETTINGS["llama3"], dataclasses.astuple(scaling)))
@@ -195,9 +192,6 @@ def config_to_hugging_face(config: ModelConfig, dtype: str) -> dict:
             "tie_word_embeddings": config.tie_embeddings, "torch_dtype": dtype,
             # Without these keys transformers would assume Llama's ids. generation_config.json has the right ids.
             "bos_token_id": None, "eos_token_id": None}
-
-
-# ----- safetensors
 
 
 def weight_files(dir: Path) -> list[Path]:
@@ -293,8 +287,8 @@ def save_folder(config: ModelConfig, params: Params, dir, dtype: str = "float32"
     tensors: float32, bfloat16 or float16. Raises UserError, before writing anything, for parameters of adapters."""
     dir, flat = Path(dir), traverse_util.flatten_dict(params, sep="/")
     if foreign := sorted(flat.keys() - NAMES.keys()):
-        raise UserError(f"a Hugging Face folder cannot hold {', '.join(foreign)}: of adapters only lora has a place "
-                        "in it, a vector has none; evaluate and sample from the run directory itself")
+        raise UserError(f"a Hugging Face folder cannot hold {', '.join(foreign)}: only lora adapters can be "
+                        "merged into its weights; evaluate and sample from the run directory itself")
     dir.mkdir(parents=True, exist_ok=True)
     write_json(dir / "config.json", config_to_hugging_face(config, dtype))
     views = tensor_views(jax.tree.map(np.asarray, params), HUGGING_FACE)

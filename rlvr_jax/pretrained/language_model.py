@@ -13,4 +13,4 @@ class LanguageModel:
     config: ModelConfig
     params: Params
     tokenizer: Tokenizer
-    flags: dict = dataclasses.field(default_factory=dict)  # flag -> value in the run that saved the model, if any
+    flags: dict = dataclasses.field(default_factory=dict)  # {flag: value} of the run that saved the model, if any

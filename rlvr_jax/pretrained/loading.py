@@ -29,9 +29,8 @@ class ModelChoice(Config):
 
 
 def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32") -> LanguageModel:
-    """Loads the model `name`: a run directory (`DIR`, `DIR@STEP` or `DIR@best`), a Hugging Face folder, a `.gguf` file,
-    `hf:OWNER/NAME`, or `smollm2`. `dtype` is that of the computation and `params_dtype` that of the parameters. Norms,
-    and all parameters of a run directory, are float32. UserError for a missing or unsuitable file or tokenizer."""
+    """Loads the model `name`, a value of --model. `dtype` is that of the computation, `params_dtype` that of the
+    parameters, but norms and all parameters of a run are float32. UserError for a missing or unsuitable model."""
     if not name:
         raise UserError("--model is required: a run directory, a Hugging Face folder, a .gguf file, or smollm2; to see "
                         "the program work, try `make demo`")
@@ -53,9 +52,9 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
         params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)  # frozen parameters may be saved in 16 bits
         tokenizer = Tokenizer.from_json(meta["tokenizer"])
     else:
-        raise UserError(f"--model={name}: no such directory or .gguf file" + (
-            f"; if it is a model of the Hugging Face hub: hf download {name} --local-dir {name}, or --model=hf:{name}"
-            if re.fullmatch(HUB_NAME, name) else ""))
+        hint = (f"; if it is a model of the Hugging Face hub: hf download {name} --local-dir {name}, or "
+                f"--model=hf:{name}" if re.fullmatch(HUB_NAME, name) else "")
+        raise UserError(f"--model={name}: no such directory or .gguf file{hint}")
     check_tokenizer(tokenizer, config.vocab_size, name)
     return LanguageModel(dataclasses.replace(config, dtype=dtype), params, tokenizer, meta.get("flags", {}))
 
@@ -73,13 +72,15 @@ def download_folder(name: str) -> pathlib.Path:
 
 
 def load_fixed(choice: ModelChoice) -> LanguageModel:
-    """Loads a model that will not be trained. Its parameters have the dtype of the computation, which saves memory
-    without changing the results, except for those that `load_model` always keeps in float32."""
+    """Loads a model that will not be trained. Its parameters have the dtype of the computation, except those that
+    `load_model` always keeps in float32. This saves memory and does not change the results."""
     return load_model(choice.model, choice.dtype, choice.dtype)
 
 
 def pin_step(name: str) -> str:
-    """Returns `DIR@STEP`, which later training does not change, for `DIR` (newest step) or `DIR@best`; else `name`."""
+    """Returns `DIR@STEP` for `DIR` (newest step) or `DIR@best`: a name that stays with one checkpoint; else `name`."""
     directory, _, which = name.partition("@")
     steps = checkpoint.steps(directory) if directory and which in ("", "best") else []
-    return f"{directory}@{checkpoint.best_step(directory) if which else steps[-1]}" if steps else name
+    if not steps:
+        return name
+    return f"{directory}@{checkpoint.best_step(directory) if which else steps[-1]}"

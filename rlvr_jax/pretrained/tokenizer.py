@@ -40,7 +40,7 @@ class Tokenizer:
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def unknown_words(self, words) -> list[str]:
-        """The `words` that a WordLevel or WordPiece tokenizer cannot encode; [] for others, which encode any text."""
+        """The `words` that a WordLevel or WordPiece tokenizer cannot encode; [] for other kinds: no word is unknown."""
         model = self.backend.model
         if not isinstance(model, (tokenizers.models.WordPiece, tokenizers.models.WordLevel)):
             return []
@@ -132,7 +132,7 @@ def load_tokenizer(dir) -> Tokenizer:
                                     ("tokenizer_config", "generation_config", "config"))
     special = {role: settings[role] for role in ROLES if settings.get(role) is not None}
     special = {role: token["content"] if isinstance(token, dict) else token for role, token in special.items()}
-    # The declared end token is an id or a list of ids.
+    # The declared end token, an id or a list of ids, is that of generation_config.json; without it, of config.json.
     declared = next((d["eos_token_id"] for d in (generation, config) if d.get("eos_token_id") is not None), [])
     named = [backend.token_to_id(special["eos_token"])] if "eos_token" in special else []
     eos_ids = tuple(dict.fromkeys(named + (declared if isinstance(declared, list) else [declared])))

@@ -29,8 +29,8 @@ def series(metrics: list[dict], key: str) -> tuple[list, list]:
 
 
 def draw_accuracy(axes, metrics: list[dict], base: dict, saturation_step):
-    """Draws training and held-out accuracy by step, with Wilson's 95 % band around greedy accuracy. The base
-    model's accuracies, `base` {"greedy", "sampled"}, are dotted lines. `saturation_step`, unless None, is dashed."""
+    """Draws training and held-out accuracy by step, with Wilson's 95 % band around greedy accuracy. The base model's
+    accuracies, `base` {"greedy", "sampled"}, are dotted lines. At `saturation_step`, unless None, is a dashed line."""
     for mode, color, line, mark in (("greedy", BLUE, "-", "o"), ("sampled", GREEN, "--", "s")):
         if series(metrics, "eval/" + mode)[0]:
             axes.plot(*series(metrics, "eval/" + mode), color, ls=line, marker=mark, ms=3.5, label="held-out " + mode)
@@ -49,7 +49,7 @@ def draw_accuracy(axes, metrics: list[dict], base: dict, saturation_step):
 
 
 def draw_lines(axes, metrics: list[dict], lines: dict[str, str], saturation_step):
-    """Draws a small panel of up to three metrics, `lines` {label: key}. See `draw_accuracy` for `saturation_step`."""
+    """Draws up to three metrics by step, `lines` {label: key of a row}, and a dashed line at `saturation_step`."""
     for (label, key), (color, line) in zip(lines.items(), ((BLUE, "-"), (ORANGE, "--"), (GREEN, ":"))):
         steps, values = series(metrics, key)
         if steps:
@@ -66,7 +66,7 @@ def draw_lines(axes, metrics: list[dict], lines: dict[str, str], saturation_step
 
 
 def draw_sheet(metrics: list[dict], panels: dict[str, dict[str, str]], saturation_step):
-    """Returns a Figure with a panel for each of `panels`, {title: `lines` of `draw_lines`}, three in a row."""
+    """Returns a Figure of small panels, three in a row: `panels` is {title: {label of a line: key of the metric}}."""
     from matplotlib import figure  # optional
 
     num_rows = max(1, math.ceil(len(panels) / 3))
@@ -77,8 +77,8 @@ def draw_sheet(metrics: list[dict], panels: dict[str, dict[str, str]], saturatio
 
 
 def svg(figure, name: str, says: str = "") -> markupsafe.Markup:
-    """The figure as inline SVG in the page's colours; `name` is a prefix that makes its ids unique on the page. `says`
-    describes the drawing to screen readers; if it is empty, the description is "NAME by step"."""
+    """The figure as inline SVG in the page's colours. `name` prefixes its ids, which makes them unique on the page.
+    `says` describes the drawing to screen readers; if it is empty, the description is "NAME by step"."""
     text, prefix = io.StringIO(), re.sub(r"\W+", "-", name.lower())
     figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     body = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text.getvalue()[text.getvalue().index("<svg") :])

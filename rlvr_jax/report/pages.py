@@ -31,7 +31,7 @@ def marked(text: str) -> markupsafe.Markup:
 
 
 def blocks(text: str) -> list[tuple[str, list]]:
-    """Splits Markdown that this project wrote into ("table", rows of cells), ("list", items) and ("text", lines)."""
+    """Splits Markdown of this project into blocks, in order: ("table", rows), ("list", items) or ("text", lines)."""
     parts: list[tuple[str, list]] = []
     for block in filter(None, re.split(r"\n\s*\n", text.strip())):
         lines = block.splitlines()
@@ -57,7 +57,7 @@ def picture(path: pathlib.Path) -> dict:
 
 
 def evenly(items: list, count: int) -> list:
-    """All items, or if there are more than `count`, so many at even distances, including the first and the last."""
+    """All items, or if there are more than `count`, `count` of them at even distances, with the first and the last."""
     return items if len(items) <= count else [items[i * (len(items) - 1) // max(count - 1, 1)] for i in range(count)]
 
 
@@ -67,12 +67,12 @@ def num_bytes(text: str) -> int:
 
 
 def cut(text, room: int, file: str = "rollouts.jsonl") -> str:
-    """The text with control characters escaped. If it would take more than `room` bytes of HTML, its middle is replaced
-    by a note that `file` has the whole text."""
+    """The text with control characters escaped. If it would take more than about `room` bytes of HTML, its middle is
+    replaced by a note that `file` has the whole text."""
     text = str(text).translate({c: f"\\u{c:04x}" for c in UNSEEN})
     size = num_bytes(text)
     if size <= room:
         return text
-    gap = len(text) - len(text) * room // size
-    start = 2 * (len(text) - gap) // 3
+    gap = len(text) - len(text) * room // size  # characters to leave out
+    start = 2 * (len(text) - gap) // 3  # two thirds of what is shown are before the gap
     return f"{text[:start]}\n[… {gap:,} characters left out, whole in {file} …]\n{text[start + gap :]}"

@@ -37,7 +37,9 @@ class ReportConfig(Config):
 
 def number(x) -> str:
     """Formats a number for the page; "–" if it is missing or not finite."""
-    return "–" if not finite(x) else f"{x:,.0f}" if abs(x) >= 1000 or x == round(x) else f"{x:.3g}"
+    if not finite(x):
+        return "–"
+    return f"{x:,.0f}" if abs(x) >= 1000 or x == round(x) else f"{x:.3g}"
 
 
 def evaluations(metrics: list[dict], saturation_step) -> dict[str, dict]:
@@ -53,15 +55,15 @@ def evaluations(metrics: list[dict], saturation_step) -> dict[str, dict]:
 
 
 def group_rollouts(rollouts: list[dict]) -> list[tuple]:
-    """[(step, all its rollouts, those to show)] for steps spread over the run; at most MAX_ROLLOUTS are to be shown."""
+    """[(step, all its rollouts, those to show)] for steps spread over the run; MAX_ROLLOUTS are shown at most."""
     by_step = [(step, list(rows)) for step, rows in itertools.groupby(rollouts, lambda row: row["step"])]
     shown_steps = evenly(by_step, max(50, MAX_ROLLOUTS * len(by_step) // max(len(rollouts), 1)))
     return [(step, rows, evenly(rows, MAX_ROLLOUTS // len(shown_steps))) for step, rows in shown_steps]
 
 
 def read_heldout(path: pathlib.Path) -> list[dict]:
-    """Reads heldout.jsonl. Each row has an evaluation's greedy completions of the same problems; the first row also has
-    their prompts and answers. Raises UserError for a row without a completion and a verdict for each problem."""
+    """Reads heldout.jsonl: a row for each evaluation, with its "step" and lists with an entry for each problem, greedy
+    "completions" and "correct"; in the first row also "prompts" and "answers". UserError if a list is not complete."""
     rows = read_steps(path, single=False)
     for row in rows:
         lists = [rows[0].get("prompts"), rows[0].get("answers"), row.get("completions"), row.get("correct")]
@@ -74,11 +76,11 @@ def read_heldout(path: pathlib.Path) -> list[dict]:
 def changes(table: dict, heldout: list[dict]) -> list[dict]:
     """Returns how greedy accuracy changed to the end: rows of "start", "change", "low", "high", "paired" and "overlap".
     "start" is "base" or "saturation" in `table` (`evaluations`). "low" to "high" is a 95 % interval of the change;
-    it is "paired" by problem if `heldout` has both evaluations. "overlap" says if both accuracies' intervals overlap.
-    """
-    rows, right = [], {row["step"]: np.array(row["correct"], float) for row in heldout}
+    it is "paired" by problem if `heldout` has both evaluations. "overlap": do both accuracies' intervals overlap?"""
+    rows, right = [], {row["step"]: np.array(row["correct"], float) for row in heldout}  # {step: f64[P], 1 if correct}
     for start in ("base", "saturation"):
-        before, after = ends = table.get(start), table.get("final")
+        before, after = table.get(start), table.get("final")
+        ends = (before, after)
         if all(ends) and before["step"] < after["step"] and all(finite(e["greedy"]) and e["n"] for e in ends):
             paired = before["step"] in right and after["step"] in right
             low, high = (estimators.bootstrap(right[after["step"]] - right[before["step"]]) if paired else
@@ -99,9 +101,9 @@ def unseen(heldout: list[dict], saturation_step) -> dict:
     if len(heldout) < 2:
         return {}
     after = next((i for i, row in enumerate(heldout) if finite(saturation_step) and row["step"] >= saturation_step), 0)
-    panes = sorted({0, after, len(heldout) - 1})  # `after`: first evaluation from saturation on; 0: none
+    panes = sorted({0, after, len(heldout) - 1})  # `after`: first evaluation at or after saturation; 0 if none is
     shown = sorted({*evenly(list(range(len(heldout))), MAX_UNSEEN_STEPS - len(panes)), *panes})
-    kinds = {kind: [] for kind in KINDS.values()}
+    kinds = {kind: [] for kind in KINDS.values()}  # {kind: indices of its problems}
     for number, (first, last) in enumerate(zip(heldout[0]["correct"], heldout[-1]["correct"])):
         kinds[KINDS[bool(first), bool(last)]].append(number)
     length = max(statistics.fmean(len(text) for text in row["completions"]) for row in heldout)
@@ -123,8 +125,8 @@ def unseen(heldout: list[dict], saturation_step) -> dict:
 
 
 def setup(flags: dict[str, str], example: dict, rollouts: list[dict], metrics: list[dict]) -> dict[str, str]:
-    """{label: text} for the head of the report on a run of scripts.train: model, problems, reward and grader. {} for a
-    run of another script. `flags` is {"--name": value}, and `example` the content of example.json, or {}."""
+    """{label: text} for the head of the report on a run of scripts.train: "Model", "Trained on", "Reward" and "Grader".
+    {} for a run of another script. `flags` is {"--name": value}, and `example` the content of example.json, or {}."""
     if "--reward" not in flags:
         return {}
     prompts = {row["prompt"] for row in rollouts[:1000] if "prompt" in row}
@@ -156,13 +158,13 @@ def write_report(run_dir: str) -> list[pathlib.Path]:
     heldout, flag_file = read_heldout(directory / "heldout.jsonl"), directory / "flags.txt"
     flags = flag_file.read_text("utf-8", "replace") if flag_file.is_file() else ""
     named = dict(line.split("=", 1) for line in flags.splitlines() if "=" in line)
-    saturation_step, panels = summary.get("saturation_step"), {}
+    saturation_step, panels = summary.get("saturation_step"), {}  # `panels`: {title: lines} of the panels on the page
     table = evaluations(metrics, saturation_step)
 
-    def drawn(key):
+    def drawn(key):  # whether a row of the metrics has a finite number `key`
         return bool(series(metrics, key)[0])
 
-    def panel(title, lines):  # lines: {label: (key of the metrics, what the caption says of it)}
+    def panel(title, lines):  # SVG, or "" without data. lines: {label: (key of the metrics, what the caption says)}
         lines = {label: key for label, (key, _) in lines.items()}
         if not any(map(drawn, lines.values())):
             return ""
@@ -206,7 +208,7 @@ def write_parquet(run_dir: str) -> pathlib.Path:
     rewards = [key for key in rows[0] if key.startswith("reward/")] or ["reward"]
     keys = ["step", "prompt", "completion", *rewards, "advantage", *rows[0]]
     columns = {}
-    for key in keys:  # `keys` may name a column twice; the first one counts
+    for key in keys:  # a name that occurs twice in `keys` gives one column, of the first key
         columns.setdefault(key.removeprefix("reward/"), [row.get(key) for row in rows])
     with name_in_errors(path):
         parquet.write_table(pyarrow.table(columns), path)

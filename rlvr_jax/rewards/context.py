@@ -13,8 +13,8 @@ from rlvr_jax.records import Batch, Problem, Rollouts
 
 @dataclasses.dataclass(frozen=True)
 class PolicyScores:
-    """Statistics of the sampling policy at the sampling temperature, f32[B,T] in nats; meaningless after a completion's
-    end. The first access computes them on all devices, so every process must access them if one does."""
+    """Statistics of each sampled token under the policy that sampled it, at the sampling temperature: f32[B,T], nats,
+    meaningless after a completion's end. The first access uses all devices: if one process makes it, all must."""
 
     score: Callable  # learner.map_statistics: (params, Batch) -> (logprobs, entropies, self_certainty)
     tokenizer: Any  # pretrained.tokenizer.Tokenizer
@@ -23,6 +23,7 @@ class PolicyScores:
 
     @functools.cached_property
     def statistics(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The three arrays `logprobs`, `entropies` and `self_certainty`."""
         return self.score(self.params, self.batch)
 
     logprobs = property(lambda self: self.statistics[0])  # log-probability of each sampled token
@@ -34,7 +35,7 @@ class PolicyScores:
         """f32[B] nats: log-probability of `texts[b]` as the continuation of completion b's prompt plus `after[b]`."""
         prefixes, targets = ([self.tokenizer.encode(text) for text in part] for part in (after, texts))
         longest = max(len(prefix) + len(target) for prefix, target in zip(prefixes, targets))
-        width = max(self.batch.completions.shape[1], -(-longest // 32) * 32)  # rounded: each width is compiled anew
+        width = max(self.batch.completions.shape[1], -(-longest // 32) * 32)  # few widths, as each compiles anew
         rows, mask = np.zeros((len(targets), width), np.int32), np.zeros((len(targets), width), bool)
         for row, row_mask, prefix, target in zip(rows, mask, prefixes, targets):
             length = len(prefix) + len(target)
@@ -50,28 +51,28 @@ class PolicyScores:
 
 
 class ReferenceAnswers(NamedTuple):
-    """Sampled completions, [B,T], in which the reference answer and the end token replace the stated answer and the
-    text after it. A completion that states no answer, or has no room for the reference, stays as sampled."""
+    """Sampled completions, [B,T], in which the reference answer and the end token replace the first stated answer and
+    all text after it. A completion that states no answer, or in which the reference does not fit, stays as sampled."""
 
     completions: np.ndarray  # i32
-    mask: np.ndarray  # bool
+    mask: np.ndarray  # bool: true at the tokens of a completion
     answer: np.ndarray  # bool: true at the inserted tokens
-    logprobs: np.ndarray  # f32 nats, under the policy
+    logprobs: np.ndarray  # f32 nats: log-probability of each token under the policy
 
     @property
     def probability(self) -> np.ndarray:
-        """f32[B]: pi(reference answer | prompt, reasoning), a product over its tokens; 0 if it was not inserted."""
+        """f32[B]: pi(reference answer and end token | prompt, reasoning); 0 where no reference answer was inserted."""
         logprob = np.where(self.answer, self.logprobs, 0).sum(-1)
         return np.where(self.answer.any(-1), np.exp(logprob), 0).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardContext:
-    """What a reward receives of a training step. Lists and arrays have one entry per completion, B in all."""
+    """The data of a training step that a reward receives. Lists and arrays have one entry for each of B completions."""
 
     config: Any  # RewardConfig of `rewards.rows`
     formats: list[str]  # answer format of each completion
-    grader: str  # for problems without their own verifier
+    grader: str  # --grader, which applies to problems without their own verifier
     problems: list[Problem]  # problem of each completion
     texts: list[str]
     verdicts: list[grade.Verdict]
@@ -85,15 +86,15 @@ class RewardContext:
 
     @functools.cached_property
     def reference_answers(self) -> ReferenceAnswers:
-        """Each completion's reasoning, up to where it states an answer, followed by the reference answer. The two parts
-        are tokenised separately, so that token boundaries are those of sampled text (VeriFree, arXiv 2505.21493).
-        Raises UserError if the answer format has no words that introduce an answer."""
+        """Each completion up to the first words that introduce an answer, followed by the reference answer. These two
+        parts are tokenised separately, so that no token spans both (VeriFree, arXiv 2505.21493). Raises UserError if
+        the answer format has no words that introduce an answer."""
         encode, end = self.policy.tokenizer.encode, self.policy.tokenizer.eos_ids[0]
         completions, mask = np.array(self.rollouts.completions), np.array(self.rollouts.completion_mask)
         is_answer = np.zeros_like(mask)
         for b, (text, problem, answer_format) in enumerate(zip(self.texts, self.problems, self.formats)):
             opening, rest = answer_opening(answer_format)
-            reasoning, opened, _ = text.partition(opening)
+            reasoning, opened, _ = text.partition(opening)  # `opened` is `opening`, or "" if the text lacks it
             before, reference = encode(reasoning + opened), [*encode(rest.format(problem.answer)), end]
             if opened and (length := len(before) + len(reference)) <= mask.shape[1]:
                 completions[b, :length], mask[b] = before + reference, np.arange(mask.shape[1]) < length
@@ -106,7 +107,7 @@ class RewardContext:
         return (np.where(mask, values_BxT, 0).sum(-1) / np.maximum(mask.sum(-1), 1)).astype(np.float32)
 
     def equals(self, labels: Sequence[Optional[str]]) -> np.ndarray:
-        """f32[B]: 1 if the answer of completion b equals `labels[b]`, else 0. The label None equals nothing. --grader
+        """f32[B]: 1 if the answer of completion b equals `labels[b]`, else 0. No answer equals the label None. --grader
         decides even for a problem with its own verifier, because a verifier compares only with the reference."""
         verdicts = grade.grade_texts(self.texts, [label or "" for label in labels], self.formats, self.grader)
         return np.array([v.correct and label is not None for v, label in zip(verdicts, labels)], np.float32)

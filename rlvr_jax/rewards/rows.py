@@ -1,7 +1,5 @@
-"""The table of rewards, name -> function of a step's completions. To add a reward, add a row.
-
-Accuracy is logged whatever the reward, so that curves distinguish spurious rewards from true ones.
-"""
+"""The table of rewards, name -> function of a step's completions. To add a reward, add a row. Accuracy is logged
+whatever the reward, so that curves distinguish spurious rewards from true ones."""
 
 import collections
 import difflib
@@ -30,10 +28,10 @@ class RewardConfig(Config):
 
 
 class Reward(NamedTuple):
-    """A row of the table that needs more than a score; other rows are just the function `score`."""
+    """A row of the table that has more than a score function; any other row is its score function alone."""
 
     score: Callable[[RewardContext], np.ndarray]  # f32[B]
-    prepare: Callable[[RewardConfig], bool] = lambda config: False  # whether `score` reads problem.meta["votes"]
+    prepare: Callable[[RewardConfig], bool] = lambda config: False  # whether `score` reads meta["votes"]
     check: Callable[[str], str] = lambda objective: ""  # why --objective cannot be used with this row, or ""
     targets: Optional[Callable[[RewardContext], Targets]] = None  # tokens to learn from, if not the sampled ones
     constant: bool = False  # whether every completion gets the same reward
@@ -61,7 +59,7 @@ def inverted_correctness(context: RewardContext) -> np.ndarray:
 
 
 def permuted_correctness(context: RewardContext) -> np.ndarray:
-    """Correctness, shuffled among the completions of each group: the same total reward, for random completions."""
+    """Correctness, shuffled among the completions of each group: random ones receive the group's true total reward."""
     rng, right = np.random.default_rng(context.key), correctness(context).reshape(-1, context.group_size)
     return rng.permuted(right, axis=1).reshape(-1)
 
@@ -113,7 +111,7 @@ def imitation(context: RewardContext) -> np.ndarray:
 
 def imitation_characters(context: RewardContext) -> np.ndarray:
     """`imitation` letter by letter, as in the paper, for steps in ordinary prose (SRL, arXiv 2510.25992). This does not
-    suit synthetic families, whose words are arbitrary names: "quick" is no closer to "think" than "hmm"."""
+    suit synthetic families: their words are arbitrary names, so letters that two words share mean nothing."""
     return compare_with_expert(context, lambda step, expert: similarity(" ".join(step), " ".join(expert)))
 
 
@@ -129,8 +127,9 @@ def compare_with_expert(context: RewardContext, compare: Callable[[list[str], li
     if any("step" not in problem.meta for problem in context.problems):
         raise UserError(f"--reward={context.config.reward} compares with an expert's steps: also give --expert_steps")
     experts = [problem.meta["step"].split() for problem in context.problems]
-    steps = [text.strip().split("\n", 1)[0].split()[: len(expert)] for text, expert in zip(context.texts, experts)]
-    return np.array([compare(*pair) for pair in zip(steps, experts)], np.float32)
+    first_lines = [text.strip().split("\n", 1)[0] for text in context.texts]
+    steps = [line.split()[: len(expert)] for line, expert in zip(first_lines, experts)]
+    return np.array([compare(step, expert) for step, expert in zip(steps, experts)], np.float32)
 
 
 def similarity(step: Sequence[str], expert: Sequence[str]) -> float:
@@ -181,7 +180,7 @@ def zero(context: RewardContext) -> np.ndarray:
 
 
 def calibration(context: RewardContext) -> np.ndarray:
-    """1 + (c - (q - c)^2) / 2 for an answer of correctness c, 0 or 1, followed by a confidence q; 0 if one is missing.
+    """1 + (c - (q - c)^2) / 2 for an answer (c=1 if correct, else 0) with a confidence q; 0 if either is missing.
     As in RLCR's code (arXiv 2507.16806), it is the sum of 1/2 for the form, c/2 for the answer, and (1 - (q - c)^2) / 2
     for the Brier score. RLCR does not divide advantages by the group's std: use --objective=reinforce or dr_grpo."""
     valid, q, c = read_confidences(context)

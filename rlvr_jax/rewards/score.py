@@ -17,8 +17,8 @@ from rlvr_jax.tasks import answers
 
 
 def parse_reward(text: str) -> list[tuple[str, Reward, float]]:
-    """Parses a sum such as "correct:1,format:0.1": [(name, row of REWARDS, weight)]. Raises UserError for an unknown or
-    repeated name and for a weight that is not a finite number."""
+    """Parses --reward, such as "correct:1,format:0.1", into tuples (name, row of REWARDS, weight). Raises UserError for
+    an unknown or repeated name and for a weight that is not a finite number."""
     pairs = parse_weights("reward", text, REWARDS)
     if len(dict(pairs)) < len(pairs):
         raise UserError(f"--reward={text}: give each reward once")
@@ -27,7 +27,7 @@ def parse_reward(text: str) -> list[tuple[str, Reward, float]]:
 
 
 def check_reward(config: RewardConfig, objective: str) -> None:
-    """Raises UserError if a reward cannot be used with `objective`, or if two rewards have `targets`."""
+    """Raises UserError if a reward of --reward cannot be used with `objective`, or if two have `Reward.targets`."""
     rows = [row for _, row, _ in parse_reward(config.reward)]
     for reason in filter(None, (row.check(objective) for row in rows)):
         raise UserError(reason)
@@ -46,7 +46,7 @@ def is_constant(config: RewardConfig) -> bool:
 
 
 def score_row(name: str, row: Reward, context: RewardContext) -> np.ndarray:
-    """`row.score(context)`. Raises UserError, naming the row, unless it is a numeric array [B], finite as float32."""
+    """Returns `row.score(context)`. UserError, naming the row, unless it is numeric, [B], and finite as float32."""
     count = len(context.texts)
     try:
         paid = np.asarray(row.score(context))
@@ -65,12 +65,12 @@ def score_row(name: str, row: Reward, context: RewardContext) -> np.ndarray:
 def make_scorer(config: RewardConfig, grading: answers.GradingConfig, grpo: GRPOConfig, loaded: LanguageModel,
                 problems: list[Problem], prompts: Prompts) -> Callable:
     r"""Returns `reward(rollouts, params, step, attempt=0) -> Scored`. `rollouts.prompt_index` points into `problems`
-    and `prompts`, their token ids. `Scored.info` has arrays [B]: `text` and `graded_by`, texts; `correct` and
-    `timed_out` (grading hit a limit), f32, 0 or 1; `reward/NAME`, f32, for each name in --reward; and with
-    --expert_steps `step_correct`, f32, 0 or 1. All processes use the main process's verdicts and rewards.
+    and `prompts`, their token ids. `Scored.reward` is the weighted sum, f32[B]. `Scored.info` has arrays [B]: `text`,
+    `graded_by`: texts; `correct`, `timed_out` (grading hit a limit): f32, 0 or 1; `reward/NAME`: f32, for each name in
+    --reward; with --expert_steps `step_correct`: f32, 0 or 1. All processes use the main one's verdicts and rewards.
 
     A completion is graded without its prompt. The released one-shot code grades prompt and completion together, so the
-    empty `\boxed{}` of the instruction is the answer of a completion without a box. Both verdicts on it are "wrong"."""
+    empty `\boxed{}` of the instruction is the answer of a completion without a box: wrong, as it is here."""
     criteria, rows = answers.criteria(problems, grading), parse_reward(config.reward)
     graded_by = np.array(answers.describe_graders(criteria), object)
     statistics = learner.map_statistics(loaded.config, grpo.update)
@@ -82,12 +82,12 @@ def make_scorer(config: RewardConfig, grading: answers.GradingConfig, grpo: GRPO
         flags = processes.broadcast(np.array([[v.correct, v.timed_out] for v in verdicts], np.float32))
         verdicts = [v._replace(correct=bool(right), timed_out=bool(late)) for v, (right, late) in zip(verdicts, flags)]
         batch = Batch(prompts, rollouts.prompt_index, rollouts.completions, rollouts.completion_mask,
-                      np.zeros(len(texts), np.float32))
+                      advantages=np.zeros(len(texts), np.float32))  # not known yet, and not read
         context = RewardContext(
-            config, [each.answer_format for each in own_criteria], grading.grader,
-            [problems[i] for i in rollouts.prompt_index], texts, verdicts, rollouts,
-            np.arange(len(texts)) // grpo.group_size, (grpo.loop.seed, step, attempt, REWARD_DRAWS),
-            PolicyScores(statistics, loaded.tokenizer, params, batch))
+            config, formats=[each.answer_format for each in own_criteria], grader=grading.grader,
+            problems=[problems[i] for i in rollouts.prompt_index], texts=texts, verdicts=verdicts, rollouts=rollouts,
+            groups=np.arange(len(texts)) // grpo.group_size, key=(grpo.loop.seed, step, attempt, REWARD_DRAWS),
+            policy=PolicyScores(statistics, loaded.tokenizer, params, batch))
         terms = {name: score_row(name, row, context) for name, row, _ in rows}
         with np.errstate(over="ignore"):
             paid = np.sum([weight * terms[name] for name, _, weight in rows], 0, dtype=np.float32)
@@ -99,7 +99,7 @@ def make_scorer(config: RewardConfig, grading: answers.GradingConfig, grpo: GRPO
             "graded_by": graded_by[rollouts.prompt_index]}
         if all("step" in problem.meta for problem in problems):
             info["step_correct"] = step_accuracy(context)
-        targets = next((row.targets(context) for _, row, _ in rows if row.targets), None)
-        return Scored(paid, info, targets)
+        targets = [row.targets(context) for _, row, _ in rows if row.targets]  # at most one (`check_reward`)
+        return Scored(paid, info, targets[0] if targets else None)
 
     return reward

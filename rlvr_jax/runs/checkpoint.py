@@ -3,12 +3,11 @@
 A checkpoint holds one copy of the arrays, whatever the number of devices: `params`, the model's parameters, and
 `training`, the step, the optimiser's state and the KL reference. It also has two JSON records: `meta`, with the model's
 configuration, its tokenizer, the run's flags and the step; and `metrics`, {name: number}, the metrics of the step. Only
-the main process writes checkpoints and reads the one to resume from; `Run.restore` sends its arrays to the others.
+the main process writes checkpoints, and reads one to resume; `Run.restore` sends its arrays to the other processes.
 
 `meta["digests"]` maps the path of each array, such as "params/embed", to a CRC-32, and "meta" to the CRC-32 of the
 other entries of `meta`. Reading a checkpoint checks these digests (checkpoints of earlier versions have none), because
-orbax restores arrays with flipped bits without an error.
-"""
+orbax restores arrays with flipped bits without an error."""
 
 import concurrent.futures
 import contextlib
@@ -93,7 +92,7 @@ def _items(state: LearnerState, convert) -> dict:
 
 
 def wait(manager) -> None:
-    """Waits until the last checkpoint is written and those it replaces are deleted. UserError if writing fails."""
+    """Waits until the last checkpoint is written, and older ones are deleted as needed. UserError if writing fails."""
     with _name_in_write_errors(manager):
         manager.wait_until_finished()
     shutil.rmtree(pathlib.Path(manager.directory, REMOVED), ignore_errors=True)
@@ -142,7 +141,8 @@ def restore_state(run_dir: str, step: int, like: LearnerState) -> LearnerState:
 
 def restore_model(run_dir: str, which: str = "") -> tuple[model.ModelConfig, model.Params, dict]:
     """Returns (configuration, parameters as numpy arrays, meta) of a run's checkpoint. `which` is a step such as "50",
-    "best" (`best_step`), or "" for the newest. UserError if there is none such, and as in `restore_state`."""
+    "best" (`best_step`), or "" for the newest. Raises UserError if the run has no such checkpoint, or if the checkpoint
+    cannot be read, was changed since it was saved, or holds a number that is not finite."""
     saved = steps(run_dir)
     if not saved:
         raise UserError(f"{run_dir} has no checkpoint; is it a run directory, and did the run reach its first save?")
@@ -168,7 +168,7 @@ def best_step(run_dir: str) -> int:
     if max(values.values(), default=-math.inf) == -math.inf:
         why = f"its --keep_best={name} names no metric of a checkpoint" if name else "it was made without --keep_best"
         raise UserError(f"{run_dir}@best: {why}; name a step: {', '.join(map(str, saved))}")
-    return max(values, key=values.get)
+    return max(values, key=values.get)  # the first maximum, and so the newest, as `values` starts with the newest
 
 
 def _metrics(run_dir: str) -> dict[int, dict[str, float]]:
@@ -182,13 +182,14 @@ def _metrics(run_dir: str) -> dict[int, dict[str, float]]:
 
 
 def _restore(run_dir: str, step: int, **items) -> dict:
-    """Returns {"meta": record, NAME: tree}, checked by `_check`; `items` are orbax's arguments to read each NAME."""
+    """Reads and checks (`_check`) {"meta": record, NAME: tree}; `items` has orbax's arguments to read each NAME."""
     content = _read(run_dir, step, meta=orbax().args.JsonRestore(), **items)
     _check(run_dir, step, content["meta"], {name: content[name] for name in items})
     return content
 
 
 def _read(run_dir: str, step: int, **items):
+    """Reads `items`, {NAME: orbax's arguments}, without checking them."""
     options = _this_process()
     handler = orbax().CompositeCheckpointHandler(composite_options=orbax().CompositeOptions(options))
     with (_name_in_read_errors(run_dir, step),

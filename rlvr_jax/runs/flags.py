@@ -14,20 +14,21 @@ from rlvr_jax.runs.sources import source_lines
 
 
 def parse_weights(flag: str, text: str, rows: Iterable[str]) -> list[tuple[str, float]]:
-    """Parses the value of --FLAG, such as "correct:1,format:0.1", into pairs (name, weight); without a weight, it is 1.
+    """Parses the value of --FLAG, such as "correct:1,format:0.1", into pairs (name, weight). A name alone has weight 1.
     Raises UserError for a name that is not in `rows`, the names of a table, and for a weight that is not finite."""
     pairs = []
     first, second = list(rows)[:2]  # examples for the error message
     for part in map(str.strip, text.split(",")):
-        name, colon, weight = part.partition(":")
+        name, colon, number = part.partition(":")
         try:
-            pairs.append((name, float(weight) if colon else 1.0))
+            weight = float(number) if colon else 1.0
         except ValueError:
-            name = ""  # refused below, as no row has this name
-        if name not in rows or not math.isfinite(pairs[-1][1]):
-            near = difflib.get_close_matches(part.partition(":")[0], rows, 1)
+            weight = math.nan  # refused below
+        if name not in rows or not math.isfinite(weight):
+            near = difflib.get_close_matches(name, rows, 1)
             raise UserError(f"--{flag}={text}: {part!r} is none of {', '.join(rows)}, nor one of them with a weight "
                             f"as in {first}:0.5,{second}:0.5" + (f"; did you mean {near[0]}?" if near else ""))
+        pairs.append((name, weight))
     return pairs
 
 
@@ -58,7 +59,8 @@ def describe_command(command: str, config, always: str = "") -> str:
 
 
 def changed_flags(directory: pathlib.Path, config, flag: str, command: str) -> str:
-    """Returns why scripts.COMMAND cannot continue in `directory`, the value of `flag`, as "--run_dir"; "" if it can."""
+    """Returns why scripts.COMMAND cannot continue in `directory` with the flags of `config`; "" if it can. `flag` names
+    the flag whose value is the directory, such as "--run_dir"."""
     writer = origin.read(directory).get("command", command)
     if writer != command:
         return (f"{directory} was written by scripts.{writer}, and scripts.{command} needs a directory of its own: "
@@ -74,21 +76,21 @@ def changed_flags(directory: pathlib.Path, config, flag: str, command: str) -> s
         return (f"{path} is {'damaged' if path.is_file() else 'gone'}: it needs a complete line --name=value for "
                 f"each flag; take it from a copy, choose another {flag}, or start over with --resume=never")
     new = _parse_lines([*flag_lines(config), *sources])
-    free = {f"--{leaf.name}" for leaf in flags_of(config) if leaf.meta["free"]}
+    free = {f"--{leaf.name}" for leaf in flags_of(config) if leaf.meta["free"]}  # may change when a run continues
     changed = [name for name in sorted((old.keys() | new.keys()) - free) if old.get(name) != new.get(name)]
     if not changed:
         return ""
     values, advice = config.as_flags(), "restore them"
     if changed == ["--decay_steps"] and values["decay_steps"] == 0:
         advice = f"--num_steps={values['num_steps']} moves the end of its schedule: add --decay_steps={old[changed[0]]}"
-    was = ", ".join(f"{name.replace('# ', 'the ')} (was {old.get(name, 'unset')})" for name in changed)
-    return (f"{directory} was started with other flags: {was}; {advice}, choose another {flag}, or start over with "
+    before = ", ".join(f"{name.replace('# ', 'the ')} (was {old.get(name, 'unset')})" for name in changed)
+    return (f"{directory} was started with other flags: {before}; {advice}, choose another {flag}, or start over with "
             "--resume=never")
 
 
 def _parse_lines(lines: list[str]) -> dict[str, str]:
-    """Returns {"--name": value} for lines `--name=value`; the last line of a name counts. Values are normalised for
-    comparison: --decay_steps=0 becomes the number of the run's updates, and --model=DIR/ becomes --model=DIR."""
+    """Returns {"--name": value} for lines `--name=value` and for comments of `source_lines`; a name's last line counts.
+    Values are normalised: --decay_steps=0 becomes the number of updates, and --model=DIR/ becomes --model=DIR."""
     values = dict(line.split("=", 1) for line in lines)
     directory, at, step = values.get("--model", "").partition("@")
     if directory:
@@ -100,7 +102,8 @@ def _parse_lines(lines: list[str]) -> dict[str, str]:
 
 
 def claim(directory: pathlib.Path, flag: str, resume: str) -> IO:
-    """Like `locks.lock`; but if `resume` is "never", an existing directory is first renamed to DIRECTORY.1, or .2."""
+    """Creates and locks a directory, the value of `flag`, and returns its open lock file, as `locks.lock` does. If
+    `resume` is "never", an existing directory is first renamed to DIRECTORY.1, or to the next number that is free."""
     earlier = directory.exists()
     held = locks.lock(directory, flag)
     if not (resume == "never" and earlier):

@@ -23,8 +23,7 @@ def lock(directory: pathlib.Path, flag: str, wait: bool = False) -> IO:
     The lock lasts until the file is closed or the process ends, even by a kill. On a shared disk the lock also excludes
     processes of other hosts. If another process holds the lock, raises UserError naming that process and `flag`, whose
     value is the directory; with `wait`, waits for that process instead. Where the system has no such locks, prints a
-    warning. (The package filelock, before its version 4, erases the name of the holder.)
-    """
+    warning. (The package filelock, before its version 4, erases the name of the holder.)"""
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{flag}={directory} is a file: name a directory, which need not exist")
     directory.mkdir(parents=True, exist_ok=True)

@@ -20,12 +20,12 @@ COMPILING = "{desc}: {n_fmt}/{total_fmt} compiling…"
 
 
 class JsonLines:
-    """An append-only file with one JSON object per line, written without a buffer. `rows` are the objects."""
+    """An append-only file with one JSON object per line, written without a buffer. `rows` has these objects."""
 
     def __init__(self, path: pathlib.Path, keep_step: float):
-        """Opens the file; cuts it before the first row whose step exceeds `keep_step`. UserError as in `read_log`."""
+        """Opens the file; cuts it before the first row whose step exceeds `keep_step`. UserError for a damaged line."""
         self.rows, size, whole = read_log(path, keep_step)
-        self.path, self.file = path, open(path, "ab", buffering=0)  # a buffer would hold what a full disk refused
+        self.path, self.file = path, open(path, "ab", buffering=0)  # with a buffer, `close` would fail on a full disk
         self.count = len(self.rows)  # rows in the file; the log's owner may delete some of `rows` to save memory
         os.truncate(path, size)
         if not whole:
@@ -59,8 +59,8 @@ def numeric_metrics(row: dict) -> dict:
 
 @contextlib.contextmanager
 def count_compilations() -> Iterator[Callable[[], dict]]:
-    """Yields a function that returns {"compilations": number, "seconds_compiling": their total time}, of the programs
-    that JAX compiled or read from its cache since the previous call. A run compiles none after its first steps."""
+    """Yields a function that returns {"compilations": number, "seconds_compiling": total} of the programs that JAX
+    compiled, or read from its cache, since the function's last call. A run compiles none after its first steps."""
     durations = []
 
     def listen(event: str, duration: float, **_) -> None:
@@ -93,7 +93,7 @@ class Progress(tqdm.tqdm):
 
 
 def progress(total: int, start: int = 0, what: str = "", quiet: bool = False) -> Progress:
-    """Returns a progress bar from `start` to `total`. If stderr is no terminal, it prints a line twice a minute."""
+    """Returns a progress bar from `start` to `total`, called `what`. Without a terminal it prints twice a minute."""
     return Progress(total=total, initial=start, desc=what, dynamic_ncols=True, disable=quiet, smoothing=0.1,
                     mininterval=0.2 if os.isatty(2) else 30.0, bar_format=COMPILING if start < total else LINE)
 

@@ -60,11 +60,11 @@ def unused_accelerator(platforms=platforms, find=glob.glob, which=shutil.which) 
     """Returns a warning of one line if this machine seems to have an accelerator that JAX does not use; else "".
     Without the right plugin, JAX computes on the CPU and says nothing. JAX_PLATFORMS=cpu says that the CPU is meant.
     Tests pass their own `platforms`, `find` and `which`."""
-    signs = {kind: [name for pattern in patterns for name in find(pattern)] for kind, (_, patterns) in SIGNS.items()}
+    evidence = {kind: [file for pattern in patterns for file in find(pattern)] for kind, (_, patterns) in SIGNS.items()}
     if which("nvidia-smi"):
-        signs["an NVIDIA GPU"].append("nvidia-smi")
-    kind = next((kind for kind, names in signs.items() if names), "")
+        evidence["an NVIDIA GPU"].append("nvidia-smi")
+    kind = next((kind for kind, files in evidence.items() if files), "")  # the first accelerator with evidence
     if not kind or jax.config.jax_platforms == "cpu" or platforms() != {"cpu"}:
         return ""
-    return (f"this machine seems to have {kind} ({signs[kind][0]}), but JAX finds none: EVERYTHING RUNS ON THE CPU. "
+    return (f"this machine seems to have {kind} ({evidence[kind][0]}), but JAX finds none: EVERYTHING RUNS ON THE CPU. "
             f"pip install -e '.[plot]' \"jax[{SIGNS[kind][0]}]\"; if the CPU is meant, JAX_PLATFORMS=cpu")

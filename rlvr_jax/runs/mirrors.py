@@ -1,5 +1,6 @@
-"""Copies of metrics.jsonl for programs that draw curves. MIRRORS has a context manager for each: it replaces an earlier
-copy by `rows`, the log so far (so no step is doubled when a run continues), and yields `write(row)`, to add a row."""
+"""Copies of metrics.jsonl for programs that draw curves. MIRRORS has a context manager for each program. On entry it
+replaces an earlier copy by `rows`, the log so far, so that no step is doubled when a run continues. It yields the
+function `write(row)`, which adds a row to the copy."""
 
 import contextlib
 import importlib.util
@@ -70,7 +71,7 @@ MIRRORS = {"tensorboard": tensorboard, "trackio": trackio}
 
 
 def parse_mirrors(text: str) -> list[str]:
-    """Returns the names in a value of --log_to. UserError for a name not in MIRRORS, or a package not installed."""
+    """Returns the names in a value of --log_to. UserError if MIRRORS lacks a name, or its package is not installed."""
     names = [name.strip() for name in text.split(",")] if text else []
     for name in names:
         if name not in MIRRORS:

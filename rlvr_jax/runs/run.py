@@ -108,7 +108,7 @@ class Run:
         if changed := changed_flags(self.dir, self.flags, "--run_dir", self.command):
             return changed
         if gap is None:
-            files.read_steps(self.dir / "metrics.jsonl", keep_step=saved[-1])
+            files.read_steps(self.dir / "metrics.jsonl", keep_step=saved[-1])  # UserError if steps are lost or doubled
             for name, count in checkpoint.read_meta(self.config.run_dir, saved[-1]).get("rows", {}).items():
                 if len(rows[name]) != count:
                     print(f"warning: {self.dir / name}.jsonl has {len(rows[name])} of the {count} rows that it had at "
@@ -129,12 +129,14 @@ class Run:
                 lambda: "stopping after this step" if self.looping else "stopping"))
             if processes.is_main():
                 self._open(opened)
-            for number in (signal.SIGINT, signal.SIGTERM):  # at exit, restore the handler that was set before
-                opened.callback(signal.signal, number, signal.signal(number, self._on_signal))
+            for number in (signal.SIGINT, signal.SIGTERM):
+                earlier_handler = signal.signal(number, self._on_signal)
+                opened.callback(signal.signal, number, earlier_handler)  # sets it again at exit
             self.closing = opened.pop_all()  # what `__exit__` closes
         return self
 
     def _open(self, opened: contextlib.ExitStack) -> None:
+        """Opens the run's files on the main process. `opened` closes them in reverse order, the checkpoints first."""
         config, keep = self.config, self.resumed or -1  # -1 drops all rows, since step 0 has a row too
         write_flags(self.dir / "flags.txt", self.flags)
         logs = (contextlib.closing(JsonLines(self.dir / f"{name}.jsonl", keep)) for name in LOGS)
@@ -161,7 +163,7 @@ class Run:
             origin.write(self.dir, self.command, starts=[*starts, start], saved=bool(self.resumed))
 
     def _note_saved(self) -> None:
-        """Records in origin.json that a checkpoint exists, so that the run does not start over if all are lost."""
+        """Records in origin.json that a checkpoint exists: a run that then loses all its checkpoints is refused."""
         if not self.noted and checkpoint.steps(self.config.run_dir):
             self.noted = True
             origin.write(self.dir, **{"command": self.command} | origin.read(self.dir) | {"saved": True})
@@ -178,8 +180,9 @@ class Run:
             raise KeyboardInterrupt
 
     def make_once(self, name: str, make: Callable[[], dict]) -> dict:
-        """Returns the record `make()` and writes it to NAME.json, which a resumed run reads. If the file is lost, the
-        record is made again: it may depend on flags and seed only. UserError if the checkpoint's digest differs."""
+        """Returns a record that a run makes once: new runs call `make()` and write NAME.json, resumed runs read it.
+        If the file is lost, `make()` is called again, so it may depend on flags and seed only. Raises UserError if the
+        record differs from the one whose digest the checkpoint has."""
         path, record, digest = self.dir / f"{name}.json", {}, None
         if self.resumed and processes.is_main():
             with contextlib.suppress(UserError):  # a missing or damaged file is made again
@@ -239,9 +242,9 @@ class Run:
             self.metrics.write(row | self.take_compilations())
             for mirror in self.mirrors:
                 mirror(self.metrics.rows[-1])
-            self.shown |= {key: f"{row[key]:.2f}".removeprefix("0") for key in show if key in row}
+            self.shown |= {key: f"{row[key]:.2f}".removeprefix("0") for key in show if key in row}  # as .75
             if row["step"]:
-                self.bar.set_postfix_str(" ".join(f"{key.split('/')[-1]} {x}" for key, x in self.shown.items()),
+                self.bar.set_postfix_str(" ".join(f"{key.split('/')[-1]} {text}" for key, text in self.shown.items()),
                                          refresh=False)
         if not all(math.isfinite(row.get(key, 0.0)) for key in ("train/loss", "train/grad_norm")):
             hint = (f" (float16 has no number for {row['train/overflow']:.1%} of the tokens: --dtype=bfloat16 or "
@@ -249,24 +252,25 @@ class Run:
             raise self._divergence(f"the loss or its gradient is not finite at step {row['step']}{hint}",
                                    row["step"] - 2)
 
-    def _divergence(self, what: str, last: int) -> UserError:
-        """Returns the error of a run that diverged; `what` says how. Checkpoints up to step `last` are good."""
+    def _divergence(self, what: str, last_good: int) -> UserError:
+        """Returns the error of a run that diverged; `what` says how. Checkpoints up to step `last_good` are good."""
         if processes.is_main():
             checkpoint.wait(self.manager)
-        good = [step for step in checkpoint.steps(self.config.run_dir) if step <= last]
+        good = [step for step in checkpoint.steps(self.config.run_dir) if step <= last_good]
         return UserError(f"{what}; {self.dir} has "
                          + (f"good checkpoints of steps {', '.join(map(str, good))}" if good else "no good checkpoint")
                          + "; start over with --resume=never and a lower --learning_rate or --max_grad_norm")
 
     def keep_heldout(self, step: int, rows: list[dict]) -> None:
-        """Writes an evaluation, a dict for each problem (`measure.sample_and_grade`), as one row of heldout.jsonl."""
+        """Writes an evaluation as one row of heldout.jsonl. `rows` has a dict for each problem: its "prompt", "answer",
+        "completion" and "correct". Prompts and answers are written only in the first row of the file."""
         if processes.is_main():
             column = lambda key: [row[key] for row in rows]
             is_first = not self.heldout.rows
             problems = {"prompts": column("prompt"), "answers": column("answer")} if is_first else {}
             self.heldout.write({"step": step} | problems | {"completions": column("completion"),
                                                             "correct": [int(x) for x in column("correct")]})
-            del self.heldout.rows[1:]  # in memory, all rows of a long run would be too many
+            del self.heldout.rows[1:]  # from memory, not from the file: all rows of a long run would be too many
 
     def _check_names(self, row: dict) -> None:
         """Raises UserError if this row lacks a metric that --stop_when or --keep_best needs."""
@@ -288,7 +292,7 @@ class Run:
         return self.due(step, self.config.save_every) or processes.max_over_processes(late) > 0
 
     def save(self, state, meta: dict) -> None:
-        """Writes a checkpoint of a state on devices, unless its step has one. UserError if a number is not finite."""
+        """Writes a checkpoint of a state on devices, if its step has none yet. UserError if a number is not finite."""
         step = int(parallel.fetch_state(state.step))
         if step <= self.saved:
             return
@@ -305,7 +309,7 @@ class Run:
         self.saved, self.saved_at = step, time.monotonic()
 
     def finish(self, state, meta: dict) -> dict:
-        """Saves a checkpoint, writes summary.json, returns it ({} on other processes). Interrupted after a signal."""
+        """Saves a checkpoint; writes and returns summary.json ({} on other processes). Interrupted after a signal."""
         self.save(state, meta)
         step = int(parallel.fetch_state(state.step))
         if step < self.num_steps and self.stop != BY_RULE:

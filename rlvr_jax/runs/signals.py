@@ -31,13 +31,16 @@ def acknowledge_signals(answer: Callable[[], str]) -> Iterator[None]:
 
 def _listen(receiver: socket.socket, answer: Callable[[], str]) -> None:
     """Answers the first signal and limits the time after the second. Python writes a signal's number to the socket."""
-    numbers = (byte[0] for byte in iter(lambda: receiver.recv(1), b"") if byte[0] in (signal.SIGINT, signal.SIGTERM))
-    if first := next(numbers, None):  # None: the block ended, which closes the sending socket
-        with contextlib.suppress(OSError):  # stderr may be closed
-            os.write(2, f"\n{signal.Signals(first).name}: {answer()}; Ctrl-C again to stop at once\n".encode())
-    if second := next(numbers, None):
-        end = threading.Timer(GRACE, os._exit, [128 + second])
-        end.start()
-        for _ in numbers:  # wait until the block ends
-            pass
-        end.cancel()
+    count, limit = 0, None
+    while byte := receiver.recv(1):  # b"" once the block has ended, which closes the sending socket
+        if byte[0] in (signal.SIGINT, signal.SIGTERM):
+            count += 1
+            if count == 1:
+                with contextlib.suppress(OSError):  # stderr may be closed
+                    name = signal.Signals(byte[0]).name
+                    os.write(2, f"\n{name}: {answer()}; Ctrl-C again to stop at once\n".encode())
+            elif count == 2:
+                limit = threading.Timer(GRACE, os._exit, [128 + byte[0]])
+                limit.start()
+    if limit:
+        limit.cancel()

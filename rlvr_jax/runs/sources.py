@@ -30,7 +30,7 @@ def source_lines(config) -> list[str]:
         table = leaf.meta["choices"]() if callable(leaf.meta["choices"]) and not leaf.meta["free"] else {}
         for name in (part.partition(":")[0].strip() for part in str(leaf.value).split(",")):
             functions, row = [], table.get(name)
-            digest = zlib.crc32("\n".join(_walk(row, functions)).encode())
+            digest = zlib.crc32("\n".join(_walk(row, functions)).encode())  # `_walk` also fills `functions`
             if row is not None and (functions or not _is_in_package(name, row)):
                 lines.append(f"# source of {leaf.name} {name}={digest:08x}")
     return lines
@@ -45,7 +45,7 @@ def _is_in_package(name: str, row) -> bool:
 
 
 def _walk(value, functions: list) -> Iterator[str]:
-    """Yields strings that change if any part of `value` does. Appends its functions from outside to `functions`."""
+    """Yields strings that change if any part of `value` does. Appends functions from outside to `functions`."""
     value = inspect.unwrap(value) if callable(value) else value
     parts = ()  # values to walk through next
     if isinstance(value, FunctionType) and not (value.__module__ or "").startswith(PACKAGE):
@@ -74,7 +74,7 @@ def _walk(value, functions: list) -> Iterator[str]:
 
 
 def _used_globals(function: FunctionType) -> Iterator:
-    """Yields the globals that a function and its nested functions use: constants, arrays, functions of its folder."""
+    """Yields globals that a function and its nested functions use: constants, arrays, functions of the same folder."""
     def names(code: CodeType) -> set[str]:
         return set(code.co_names).union(*(names(x) for x in code.co_consts if isinstance(x, CodeType)))
 

@@ -21,7 +21,7 @@ RELATIONS = {"<": operator.lt, ">": operator.gt}
 
 
 class StopRule(NamedTuple):
-    """A rule that holds in a log row with `metric` below ("<") or above (">") `bound`, never without the metric."""
+    """A rule that holds in a log row whose `metric` is below ("<") or above (">") `bound`; not in a row without it."""
 
     metric: str
     relation: str
@@ -52,13 +52,13 @@ def check_metric(flag: str, name: str) -> None:
 def _parse_rule(text: str, inert_steps: int) -> StopRule:
     if text.strip() == "inert":
         return StopRule("train/live_groups", "<", 1e-9, inert_steps)
+    match = re.fullmatch(r"\s*([^\s<>]+)\s*([<>])\s*([^\s<>]+)\s*", text)
     try:
-        metric, relation, bound = re.fullmatch(r"\s*([^\s<>]+)\s*([<>])\s*([^\s<>]+)\s*", text).groups()
-        rule = StopRule(metric, relation, float(bound))
-        if math.isfinite(rule.bound):
-            return rule
-    except (AttributeError, ValueError):  # no match, no number
-        pass
+        bound = float(match[3]) if match else math.nan
+    except ValueError:
+        bound = math.nan
+    if math.isfinite(bound):
+        return StopRule(match[1], match[2], bound)
     raise UserError(f"--stop_when: {text.strip()!r} is no rule; rules are METRIC<NUMBER, METRIC>NUMBER or inert, "
                     "joined by commas, as in train/entropy<0.01,train/kl>10")
 
@@ -76,8 +76,8 @@ def reset_due(config: ResetConfig, rows: list[dict]) -> bool:
 
 
 def verdict(rules: list[StopRule], patience: int, rows: list[dict]) -> Optional[dict]:
-    """Returns which rule ends the run: the first that holds in each of the last `patience` rows (or of the rule's own
-    patience) that have its metric; None if there is none. The row of step 0 does not count. The result is {"rule": its
+    """Returns the rule that ends the run: the first that holds in each of the last `patience` rows with its metric, or
+    None. A rule's own patience takes precedence; the row of step 0 does not count. The rule is returned as {"rule": its
     text, "patience": the number of rows, "step" and "value": the step and the metric of the last of these rows}."""
     for rule in rules:
         count = rule.patience or patience

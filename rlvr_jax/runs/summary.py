@@ -10,21 +10,24 @@ SATURATED = 0.99  # the training accuracy from which a batch counts as saturated
 
 
 def throughput(seconds: dict, row: dict) -> dict:
-    """Returns `seconds`, {"seconds/PHASE": s}, and the completion tokens per second of sampling and of the update."""
-    rates = {f"{phase}/tokens_per_second": row["train/tokens"] / seconds[key] for phase in ("sample", "update")
-             if "train/tokens" in row and (key := f"seconds/{phase}") in seconds}
+    """Returns `seconds`, {"seconds/PHASE": s}, and {"PHASE/tokens_per_second": rate} for sample and update."""
+    rates = {}
+    for phase in ("sample", "update"):
+        key = f"seconds/{phase}"
+        if "train/tokens" in row and key in seconds:
+            rates[f"{phase}/tokens_per_second"] = row["train/tokens"] / seconds[key]
     return rates | seconds
 
 
 def describe_step(rollouts, scored, group_size: int) -> dict:
     """Returns the train/* metrics of a step's rollouts (`records.Rollouts`, `grpo.Scored`; host arrays): rewards,
     lengths, repetition, and the share of groups whose rewards differ (live) or are all equal (zero-variance)."""
-    reward, correct, info = scored.reward, scored.info["correct"] > 0, scored.info
+    reward, info, correct = scored.reward, scored.info, scored.info["correct"] > 0
     lengths, live = rollouts.completion_mask.sum(-1), live_groups(reward.reshape(-1, group_size)).mean()
-    more = {f"train/{name}": info[name].mean() for name in reward_terms(info)}
+    optional = {f"train/{name}": info[name].mean() for name in reward_terms(info)}
     if "step_correct" in info:
-        more["train/step_accuracy"] = info["step_correct"].mean()
-    return more | {"train/graded_by": ", ".join(sorted(set(info["graded_by"]))),
+        optional["train/step_accuracy"] = info["step_correct"].mean()
+    return optional | {"train/graded_by": ", ".join(sorted(set(info["graded_by"]))),
             "train/grader_timeouts": int(info["timed_out"].sum()),
             "train/accuracy": correct.mean(), "train/reward_mean": reward.mean(), "train/reward_std": reward.std(),
             "train/live_groups": live, "train/frac_reward_zero_std": 1 - live,  # as TRL names it
@@ -46,7 +49,7 @@ def repetition(completions: np.ndarray, mask: np.ndarray, n: int = 4) -> float:
     `completions` are i32[B,T]; `mask` is bool[B,T], true up to the end of each completion. Compares 64-bit hashes."""
     width = max(completions.shape[1] - n + 1, 0)
     factors = np.random.default_rng(0).integers(1, 2**63, n + 1, np.uint64)
-    hashes = factors[n] * np.arange(len(completions), dtype=np.uint64)[:, None]
+    hashes = factors[n] * np.arange(len(completions), dtype=np.uint64)[:, None]  # so that rows never match
     for i in range(n):
         hashes = hashes + factors[i] * completions[:, i : i + width].astype(np.uint64)
     hashes = np.sort(hashes[mask[:, n - 1 :]])  # only n-grams whose last token belongs to the completion
@@ -55,7 +58,7 @@ def repetition(completions: np.ndarray, mask: np.ndarray, n: int = 4) -> float:
 
 def rollout_rows(problems: list, record, group_size: int, count: int) -> list[dict]:
     """Returns at most `count` rollouts of a step (`grpo.Record`) as rows of rollouts.jsonl: evenly spaced whole groups
-    or, if one group is larger, its beginning. "group" is the index of a row's group, "group_mean" its mean reward."""
+    or, if a group is larger, part of the first one. "group" is the group's index, "group_mean" its mean reward."""
     rows, rollouts, scored, info = [], record.rollouts, record.scored, record.scored.info
     means = scored.reward.reshape(-1, group_size).mean(-1)
     groups = np.linspace(0, len(means) - 1, min(max(count // group_size, 1), len(means))).astype(int)

@@ -1,4 +1,4 @@
-"""Grades completions: which answer format and which grader apply to each problem, and the verdicts."""
+"""Chooses the answer format and the grader of each problem, and grades completions with them."""
 
 from typing import NamedTuple, Sequence
 
@@ -14,8 +14,8 @@ class GradingConfig(Config):
     answer_format: str = flag("auto", "where a completion's answer is; auto: the format of the problem's family, tag "
                               "for reasoning-gym; for other problems boxed in the reward, lenient in evaluations",
                               lambda: {"auto": None} | extract.EXTRACTORS)
-    grader: str = flag("math", "how answers are compared; math: as mathematics; original: as in the released reward of "
-                       "One-Shot-RLVR, quirks included, which always takes the last \\boxed{}. In training this flag "
+    grader: str = flag("math", "how answers are compared; math: as mathematics; original: as the released reward of "
+                       "One-Shot-RLVR does, quirks included, always on the last \\boxed{}. In training this flag "
                        "is for the reward; held-out problems are compared as mathematics. Problems of reasoning-gym "
                        "have their own verifiers", lambda: graders.GRADERS)
 
@@ -30,24 +30,25 @@ class Criterion(NamedTuple):
 
 def criteria(problems: Sequence[Problem], config: GradingConfig = GradingConfig(),
              otherwise: str = "boxed") -> list[Criterion]:
-    """Returns the criterion of each problem. --answer_format=auto means the format of the problem's family, "tag" for
+    """Returns the criterion of each problem. --answer_format=auto is the format of the problem's family, "tag" for
     reasoning-gym, and `otherwise` for any other problem. Reasoning-gym's own verifiers replace the --grader."""
     def criterion(problem: Problem) -> Criterion:
-        family, entry = families.family_of(problem), problem.meta.get("entry")
-        default = gym.ANSWER_FORMAT if entry else family.answer_format if family else otherwise
+        family, entry = families.family_of(problem), problem.meta.get("entry")  # only reasoning-gym's have an entry
+        default = family.answer_format if family else otherwise
+        default = gym.ANSWER_FORMAT if entry else default
         return Criterion(default if config.answer_format == "auto" else config.answer_format,
                          "gym" if entry else config.grader, entry or problem.answer)
     return [criterion(problem) for problem in problems]
 
 
 def verdicts(texts: Sequence[str], criteria: Sequence[Criterion]) -> list[grade.Verdict]:
-    """Grades each of `texts`, completions, by the criterion at the same index."""
+    """Returns the verdict on each of the completions `texts`, graded by the criterion at the same index."""
     return grade.grade_texts(texts, [each.reference for each in criteria], [each.answer_format for each in criteria],
                              [each.grader for each in criteria])
 
 
 def describe_graders(criteria: Sequence[Criterion]) -> list[str]:
-    """Returns for each criterion a text such as "boxed / math (math-verify 0.9.0)". UserError for a missing grader."""
+    """Returns for each criterion a text such as "boxed / math (math-verify 0.9.0)". UserError for a missing package."""
     pairs = [(each.answer_format, each.grader) for each in criteria]
     names = {pair: grade.describe_grader(*pair) for pair in dict.fromkeys(pairs)}
     return [names[pair] for pair in pairs]

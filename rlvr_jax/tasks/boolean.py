@@ -1,7 +1,7 @@
 """A family of boolean chains (`chains.py`) on the states of four lamps, such as `gate TFFT and TTFT =`.
 
 A guess at one lamp would be right half of the time; four lamps have sixteen states. Operands of `and` have one F, and
-operands of `or` have one T, so that each step switches at most one lamp and no state becomes much more frequent than
+operands of `or` have one T, so that `and` and `or` switch at most one lamp and no state becomes much more frequent than
 another. `xor` and `xnor` take any operand that changes the state. The sloppy style computes xor as or, and xnor as and.
 """
 

@@ -32,7 +32,7 @@ Tree = tuple  # (row of OPERATIONS, left Tree, right Tree), or a leaf: (row of L
 
 
 def draw_problems(name: str, count: int, split: str) -> list[Problem]:
-    """The first `count` problems of the source `name` in a split, with meta["tree"]. UserError for a malformed name."""
+    """The first `count` problems of `split` of the source `name`; meta["tree"] is a Tree. UserError for a bad name."""
     level, seed = parse_name(name)
     rng, seen, problems = np.random.default_rng((seed, level)), set(), []
     while len(problems) < count:
@@ -47,11 +47,11 @@ def draw_problems(name: str, count: int, split: str) -> list[Problem]:
 
 
 def parse_name(name: str) -> tuple[int, int]:
-    """(level, seed) of `calculation:LEVEL` or `calculation:LEVEL:SEED`. Raises UserError for any other name."""
+    """Returns (level, seed) of `calculation:LEVEL` or `calculation:LEVEL:SEED`. Raises UserError for any other name."""
     level, _, seed = name.removeprefix(PREFIX).partition(":")
     if not (level.isdecimal() and int(level) in LEVELS and (seed or "0").isdecimal()) or name.endswith(":"):
-        raise UserError(f"--problems={name}: calculation:LEVEL has a level, the number of operations, from {LEVELS[0]} "
-                        f"to {LEVELS[-1]}; calculation:LEVEL:SEED draws other problems, from an integer seed")
+        raise UserError(f"--problems={name}: write calculation:LEVEL, with a number of operations from {LEVELS[0]} to "
+                        f"{LEVELS[-1]} as LEVEL, or calculation:LEVEL:SEED, with an integer as SEED, to draw others")
     return int(level), int(seed or SEED)
 
 
@@ -62,7 +62,7 @@ def make_problem(tree: Tree, index: int) -> Problem:
 
 
 def draw_tree(rng: np.random.Generator, level: int) -> Tree:
-    """Returns a random tree of `level` operations whose value exists and is short enough for the graders."""
+    """Returns a random tree of `level` operations whose value is short enough for the graders (`is_short`)."""
     grown = None  # (tree, value)
     while grown is None or not is_short(grown[1]):
         grown = grow_tree(rng, level)
@@ -70,15 +70,15 @@ def draw_tree(rng: np.random.Generator, level: int) -> Tree:
 
 
 def grow_tree(rng: np.random.Generator, level: int) -> Optional[tuple[Tree, Fraction]]:
-    """Returns (random tree of `level` operations, its value), or None if `apply_operation` returns None for a part. A
-    tree of 0 operations is a leaf: a number that one of LEAVES makes from two random integers."""
+    """Returns (random tree of `level` operations, its value), or None if a part of the tree divides by zero or exceeds
+    LARGEST. A tree of 0 operations is a leaf: a number that one of LEAVES makes from two random integers."""
     if level:
         left = int(rng.integers(level))  # the number of operations in the left side
-        parts = grow_tree(rng, left), grow_tree(rng, level - 1 - left)
-        if None in parts:
+        pairs = grow_tree(rng, left), grow_tree(rng, level - 1 - left)  # (tree, value) of the left and the right side
+        if None in pairs:
             return None
         table = OPERATIONS
-        sides, values = zip(*parts)
+        sides, values = zip(*pairs)
     else:
         table = LEAVES
         sides = values = tuple(map(int, rng.integers(0, TOP + 1, 2)))
@@ -88,10 +88,12 @@ def grow_tree(rng: np.random.Generator, level: int) -> Optional[tuple[Tree, Frac
 
 
 def renumber(rng: np.random.Generator, tree: Tree) -> Tree:
-    """The same tree with new random numbers in its leaves, redrawn until it has a value that the graders can read."""
+    """Returns `tree` with new random numbers in its leaves, drawn until its value is short enough (`is_short`)."""
     def redraw(part: Tree) -> Tree:
         name, *sides = part
-        return (name, *(map(redraw, sides) if name in OPERATIONS else map(int, rng.integers(0, TOP + 1, 2))))
+        if name in OPERATIONS:
+            return (name, *map(redraw, sides))
+        return (name, *map(int, rng.integers(0, TOP + 1, 2)))
 
     twin = redraw(tree)
     while not is_short(evaluate(twin)):
@@ -100,14 +102,14 @@ def renumber(rng: np.random.Generator, tree: Tree) -> Tree:
 
 
 def evaluate(tree: Tree) -> Optional[Fraction]:
-    """The tree's exact value; None if a part of the tree has no value."""
+    """Returns the tree's exact value, or None if a part of the tree divides by zero or exceeds LARGEST."""
     name, *sides = tree
     values = list(map(evaluate, sides)) if name in OPERATIONS else sides
     return None if None in values else apply_operation(name, values)
 
 
 def apply_operation(name: str, values: Sequence) -> Optional[Fraction]:
-    """Applies a row of OPERATIONS or LEAVES to two `values`; None for division by zero and results beyond LARGEST."""
+    """Applies OPERATIONS[name] or LEAVES[name] to 2 `values`. None for division by zero and results beyond LARGEST."""
     try:
         result = (OPERATIONS | LEAVES)[name](*values)
     except ZeroDivisionError:
@@ -116,7 +118,7 @@ def apply_operation(name: str, values: Sequence) -> Optional[Fraction]:
 
 
 def is_short(number: Optional[Fraction]) -> bool:
-    """Whether `number` exists and the graders can read it: numerator and denominator have at most MAX_DIGITS digits."""
+    """Whether graders can read `number`: it is not None; numerator and denominator have at most MAX_DIGITS digits."""
     return number is not None and max(len(str(abs(number.numerator))), len(str(number.denominator))) <= MAX_DIGITS
 
 

@@ -26,7 +26,7 @@ from rlvr_jax.records import Problem
 
 STYLES = {"think": "careful", "quick": "sloppy", "answer": "guess", "hmm": "ramble"}  # first word -> style
 OPENERS = tuple(STYLES)
-SPLITS = {"pretrain": range(3, 16), "example": (0,), "dev": (1,), "test": (2,)}  # residues of the hash modulo 16
+SPLITS = {"pretrain": range(3, 16), "example": (0,), "dev": (1,), "test": (2,)}  # values of `residue`
 
 
 class StyleConfig(Config):
@@ -64,7 +64,8 @@ class Algebra:
         """f64[V,O*B]: for each value, the cumulative probabilities of the pairs (operator, operand). All operators with
         an allowed operand are equally likely, and so are the allowed operands of an operator."""
         allowed = self.results >= 0
-        op_chances = allowed.any(-1, keepdims=True) / np.maximum(allowed.any(-1).sum(-1), 1)[:, None, None]
+        op_allowed = allowed.any(-1, keepdims=True)  # [V,O,1]
+        op_chances = op_allowed / np.maximum(op_allowed.sum(1, keepdims=True), 1)
         chances = allowed * op_chances / np.maximum(allowed.sum(-1, keepdims=True), 1)
         return np.cumsum(chances.reshape(len(allowed), -1), -1)
 
@@ -90,7 +91,7 @@ class Chains(NamedTuple):
     topics: np.ndarray  # [N] index into Algebra.topics
     starts: np.ndarray  # [N] first value
     ops: np.ndarray  # [N,K] index into Algebra.ops
-    operands: np.ndarray  # [N,K]
+    operands: np.ndarray  # [N,K] index into the last axis of Algebra.results
     results: np.ndarray  # [N,K] value after each operation; the last one is the answer
 
     def select(self, keep_N: np.ndarray) -> "Chains":
@@ -108,33 +109,36 @@ def residue(starts: np.ndarray, ops: np.ndarray, operands: np.ndarray) -> np.nda
 
 
 def draw_chains(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int, split: str = "") -> Chains:
-    """Returns `count` random problems of all splits. `split` is ignored; other functions used as `draw` need it."""
+    """Returns `count` random problems of all splits. `split` is ignored: `generate` passes it to every `draw`."""
     starts = algebra.draw_values(rng, count)
-    values, columns = starts, []  # columns: for each operation (operators, operands, values after it), each i[count]
+    values, steps = starts, []  # steps: (operators, operands, values after it) of each operation, each i[count]
     for _ in range(num_ops):
         cumulative = algebra.cumulative_moves[values]
-        pair = (cumulative <= rng.random(count)[:, None] * cumulative[:, -1:]).sum(-1)
-        op, operand = np.divmod(pair, algebra.results.shape[-1])
+        move = (cumulative <= rng.random(count)[:, None] * cumulative[:, -1:]).sum(-1)  # index of (operator, operand)
+        op, operand = np.divmod(move, algebra.results.shape[-1])
         values = algebra.results[values, op, operand]
-        columns.append((op, operand, values))
-    return Chains(rng.integers(len(algebra.topics), size=count), starts, *(np.stack(x, 1) for x in zip(*columns)))
+        steps.append((op, operand, values))
+    ops, operands, results = (np.stack(columns, 1) for columns in zip(*steps))
+    return Chains(rng.integers(len(algebra.topics), size=count), starts, ops, operands, results)
 
 
 def generate(algebra: Algebra, rng: np.random.Generator, count: int, split: str, num_ops: int,
              draw: Callable[..., Chains] = draw_chains) -> Chains:
-    """Returns `count` random problems of one split, a key of SPLITS, from `draw`. UserError for an unknown split."""
+    """Returns `count` random problems of `split`, a key of SPLITS, drawn by `draw`. UserError for an unknown split."""
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; the synthetic task has {', '.join(SPLITS)}")
     parts: list[Chains] = []
     while sum(len(part.starts) for part in parts) < count:
         n = int(1.5 * count * 16 / len(SPLITS[split])) + 16  # enough for `count` of the split, almost always
         chains = draw(algebra, rng, n, num_ops, split)
-        parts.append(chains.select(np.isin(residue(chains.starts, chains.ops, chains.operands), list(SPLITS[split]))))
-    return Chains(*(np.concatenate(x)[:count] for x in zip(*parts)))
+        in_split = np.isin(residue(chains.starts, chains.ops, chains.operands), list(SPLITS[split]))
+        parts.append(chains.select(in_split))
+    return Chains(*(np.concatenate(arrays)[:count] for arrays in zip(*parts)))  # field by field
 
 
 def to_problems(algebra: Algebra, chains: Chains) -> list[Problem]:
-    """The chains as Problems. meta["steps"] lists the careful solution's steps; meta["index"] numbers the problems."""
+    """Returns the chains as Problems. meta["index"] is the index in `chains`, and meta["steps"] the careful solution as
+    a list of texts: "think", "OP OPERAND VALUE" for each operation, and "answer VALUE"."""
     problems, topics, starts = [], np.array(algebra.topics)[chains.topics], algebra.write(chains.starts)
     for i, steps in enumerate(algebra.write_steps(chains)):
         prompt, answer = " ".join([topics[i], starts[i], *steps[:, :2].flat, "="]), str(steps[-1, -1])
@@ -144,8 +148,8 @@ def to_problems(algebra: Algebra, chains: Chains) -> list[Problem]:
 
 
 def make_habits(algebra: Algebra, config: StyleConfig, seed: int, num_ops: int) -> Callable[[Chains], np.ndarray]:
-    """Returns a function from Chains to f64[N,S], the probabilities of the styles. Logits sum random numbers for topic,
-    first operator and first value modulo 8, scaled by `habit_strength`, and a bias that gives each style its share."""
+    """Returns a function from Chains to f64[N,S], the probabilities of the styles. A style's logit is a bias, for the
+    style's share, plus `habit_strength` times random numbers for topic, first operator and first value modulo 8."""
     rng, shares = np.random.default_rng(seed), np.array(config.style_shares)
     by_topic, by_first_op, by_start = (config.habit_strength * rng.standard_normal((n, len(shares)))
                                        for n in (len(algebra.topics), len(algebra.ops), 8))
@@ -165,8 +169,8 @@ def make_habits(algebra: Algebra, config: StyleConfig, seed: int, num_ops: int) 
 def lengths(num_ops: int, value_tokens: int = 1, ending: int = 0) -> tuple[int, int]:
     """Returns (most tokens of a prompt, most tokens of a solution with its <eos>) for chains of `num_ops` operations. A
     value has at most `value_tokens` tokens, and `ending` more tokens follow the answer."""
-    more = value_tokens - 1
-    return 2 * num_ops + 3 + more, 3 * num_ops + 4 + more * (num_ops + 1) + ending
+    extra = value_tokens - 1  # of a value: a prompt has one value, and a solution one for each operation and the answer
+    return 2 * num_ops + 3 + extra, 3 * num_ops + 4 + extra * (num_ops + 1) + ending
 
 
 def solve(algebra: Algebra, rng: np.random.Generator, chains: Chains, styles: np.ndarray,
@@ -190,8 +194,7 @@ def solve(algebra: Algebra, rng: np.random.Generator, chains: Chains, styles: np
         value = np.where(rng.random(n) < config.slip, algebra.draw_values(rng, n), value)
         words[1, :, 1 + column] = algebra.write(value)
     words[1, :, k + 1], words[1, :, k + 2], sizes[1] = "answer", algebra.write(value), k + 3
-    # guess
-    words[2, :, 1], sizes[2] = algebra.write(algebra.draw_values(rng, n)), 2
+    words[2, :, 1], sizes[2] = algebra.write(algebra.draw_values(rng, n)), 2  # guess
     # ramble; two more words are drawn and dropped, as in the first version of this code, so that seeds keep their data
     words[3, :, 1:] = np.array(algebra.ramble)[rng.integers(len(algebra.ramble), size=(n, length + 1))[:, 1:-1]]
     sizes[3] = rng.integers(3, length + 1, n)

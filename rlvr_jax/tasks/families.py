@@ -20,7 +20,7 @@ from rlvr_jax.tasks import arithmetic, boolean, chains, wager, worlds
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """How a family draws and solves problems. `drawn`, what `generate` returns, may be of any type."""
+    """How a family draws and solves problems. In the comments, `drawn` is what `generate` returns: any type will do."""
 
     vocabulary: tuple[str, ...]  # tokens, "<pad>" and "<eos>" first: words, and pieces such as "##7" that continue one
     styles: dict[str, str]  # first word of a solution -> style; the first style is the careful one
@@ -33,21 +33,21 @@ class Family:
     shares: tuple[float, ...] = (0.28, 0.27, 0.2, 0.25)  # of the styles, unless --style_shares is set
 
     def habits_of(self, config: chains.StyleConfig, seed: int, num_ops: int) -> Callable:
-        """Returns the function that `habits` makes, with the family's `shares` if `config.style_shares` is empty."""
+        """Returns what `habits` returns for `config`, with the family's `shares` if `config.style_shares` is empty."""
         shares = config.style_shares or self.shares
         return self.habits(dataclasses.replace(config, style_shares=shares), seed, num_ops)
 
 
 def chain_family(algebra: chains.Algebra, draw: Callable = chains.draw_chains, **fields) -> Family:
     """Returns a family of chains (`chains.py`) over `algebra`, drawn by `draw`. `fields` replace fields of `Family`."""
-    bind = lambda function, **more: functools.partial(function, algebra, **more)
+    bind = lambda function, **keywords: functools.partial(function, algebra, **keywords)
     family = Family(algebra.vocabulary, chains.STYLES, chains.lengths, bind(chains.generate, draw=draw),
                     bind(chains.to_problems), bind(chains.solve), bind(chains.make_habits))
     return dataclasses.replace(family, **fields)
 
 
 def world(**fields) -> Family:
-    """Returns a family of `worlds.py`: s1, or another one if `fields`, arguments of `chain_family`, say so."""
+    """Returns the family s1 of `worlds.py`, changed by `fields`, which are keyword arguments of `chain_family`."""
     return chain_family(worlds.ALGEBRA, **{
         "lengths": functools.partial(chains.lengths, value_tokens=worlds.VALUE_TOKENS), "styles": worlds.STYLES,
         "solve": worlds.solve_marked, "shares": (0.28, 0.72)} | fields)
@@ -67,7 +67,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def draw_problems(name: str, rng: np.random.Generator, count: int, split: str, num_ops: int) -> list[Problem]:
-    """Returns `count` random problems of the family `name`, which is meta["task"]. UserError for a faulty family."""
+    """Returns `count` random problems of the family `name` (in meta["task"]). UserError for a faulty family."""
     family, fault = FAMILIES[name], ""
     problems = family.to_problems(family.generate(rng, count, split, num_ops))
     if tuple(family.vocabulary[:2]) != ("<pad>", "<eos>") or len(set(family.vocabulary)) < len(family.vocabulary):
@@ -97,12 +97,13 @@ def check_texts(name: str, num_ops: int, what: str, texts: list[str], longest: i
 
 
 def check_solutions(name: str, config: chains.StyleConfig, num_ops: int, habits: Callable) -> None:
-    """Draws 64 problems. Raises UserError for a fault in their solutions or in `habits`, a result of `habits_of`."""
+    """Raises UserError if `solve` does not write solutions to 64 problems in the family's words and within its lengths,
+    or if `habits`, a function that `habits_of` returned, does not return probabilities f[64,S] for them."""
     family, count = FAMILIES[name], 64
     drawn = family.generate(np.random.default_rng(0), count, "pretrain", num_ops)
     solutions = family.solve(np.random.default_rng(0), drawn, np.arange(count) % len(family.styles), config)
     if len(solutions) != count:
-        raise UserError(f"family {name}: solve returned {len(solutions)} instead of {count}")
+        raise UserError(f"family {name}: solve returned {len(solutions)} solutions to {count} problems")
     check_texts(name, num_ops, "solution", [f"{text} <eos>" for text in solutions], family.lengths(num_ops)[1])
     chances, shape = np.asarray(habits(drawn)), (count, len(family.styles))
     if chances.shape != shape or not (chances >= 0).all() or not np.allclose(chances.sum(-1), 1):
@@ -116,21 +117,21 @@ def family_of(problem: Problem) -> Optional[Family]:
 
 
 def style_of(problem: Problem, completion: str) -> Optional[str]:
-    """The style that starts with the completion's first word; None without such a style or if there is no family."""
+    """The style of the problem's family that opens with the completion's first word; None without family or style."""
     family = family_of(problem)
-    return family and family.styles.get(completion.split(" ", 1)[0])
+    return None if family is None else family.styles.get(completion.split(" ", 1)[0])
 
 
 def is_careless(problem: Problem, completion: str) -> bool:
-    """Whether a completion is in a style other than the family's first, so that a correct answer counts as luck."""
+    """Whether a completion is in a style other than the family's careful one, so that a right answer counts as luck."""
     style = style_of(problem, completion)
-    return style is not None and style != next(iter(family_of(problem).styles.values()))
+    return style is not None and style != list(family_of(problem).styles.values())[0]  # the first is the careful one
 
 
 def parse_shares(text: str) -> dict[str, float]:
     """Parses `"arithmetic:0.5,boolean:0.5"` into {name: share}; a name alone has share 1. Raises UserError for an
     unknown or repeated name, for a share that is not positive, and for shares that do not sum to 1."""
-    pairs = parse_weights("task_shares", text, FAMILIES)
+    pairs = parse_weights("task_shares", text, FAMILIES)  # [(name, share), ...]
     shares = dict(pairs)
     if len(shares) < len(pairs) or min(shares.values()) <= 0 or not math.isclose(sum(shares.values()), 1, abs_tol=1e-3):
         raise UserError(f"--task_shares={text}: give each family once, with shares above 0 that sum to 1 (they sum to "
@@ -139,19 +140,19 @@ def parse_shares(text: str) -> dict[str, float]:
 
 
 def divide(shares: dict[str, float], total: int) -> dict[str, int]:
-    """Splits `total` into {name: count} in proportion to the shares, rounded; names with a count of 0 are left out."""
+    """Splits `total` into {name: count}, in proportion to the shares, rounded. Names with a count of 0 are left out."""
     ends = np.round(np.cumsum(list(shares.values())) / sum(shares.values()) * total).astype(int)
     return {name: int(count) for name, count in zip(shares, np.diff(ends, prepend=0)) if count}
 
 
 def make_tokenizer(names: Iterable[str]) -> Tokenizer:
-    """Makes one tokenizer for the named families, whose vocabulary is their words in order of first appearance. If a
-    family has pieces such as "##7", a word may be a token followed by pieces."""
+    """Returns one tokenizer for all named families. Its vocabulary is theirs, in order of first appearance. If it has
+    pieces such as "##7", a word may be a token followed by pieces; otherwise each word is one token."""
     words = dict.fromkeys(word for name in names for word in FAMILIES[name].vocabulary)
-    ids, pieces = {word: i for i, word in enumerate(words)}, any(word.startswith("##") for word in words)
-    kind = tokenizers.models.WordPiece if pieces else tokenizers.models.WordLevel
+    ids, has_pieces = {word: i for i, word in enumerate(words)}, any(word.startswith("##") for word in words)
+    kind = tokenizers.models.WordPiece if has_pieces else tokenizers.models.WordLevel
     backend = tokenizers.Tokenizer(kind(ids, unk_token="<pad>"))
-    if pieces:
+    if has_pieces:
         backend.decoder = tokenizers.decoders.WordPiece(cleanup=False)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     backend.add_special_tokens(["<pad>", "<eos>"])

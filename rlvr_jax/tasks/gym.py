@@ -16,7 +16,7 @@ from rlvr_jax.records import Problem
 PREFIX = "gym:"
 SPLITS = ("example", "dev", "test")
 ANSWER_FORMAT = "tag"  # reasoning-gym's own prompt asks for <answer>...</answer>
-TRIES = 8  # entries drawn for each problem asked for: only a third of them belong to its split
+TRIES = 8  # entries drawn for each problem asked for: only a third of the entries belong to the split
 # Matches the source of a verifier that may execute a model's answer as code; executing a part of the entry is allowed.
 _RUNS_CODE = re.compile(r"\b(eval|exec|parse_expr|sympify)\((?!entry\[)")
 # Data sets (version 0.1.25) drawn from Python sets, whose order differs between processes: a run could not be resumed.
@@ -24,9 +24,9 @@ UNSTEADY = {"isomorphic_strings", "ransom_note", "word_ladder"}
 
 
 def draw_problems(name: str, seed: int, count: int, split: str) -> list[Problem]:
-    """Returns up to `count` distinct problems of one split of the data set `name`, "gym:NAME". Raises UserError if the
-    data set or reasoning-gym is missing, if the data set's verifier cannot be used, and if no problem is found."""
-    data, task, drawn = make_dataset(name, seed, TRIES * count), name.removeprefix(PREFIX), {}
+    """Returns up to `count` distinct problems of `split`, one of SPLITS, from the data set `name`, "gym:NAME". Raises
+    UserError if reasoning-gym or the data set is missing, if its verifier is unusable, and if no problem is found."""
+    data, drawn = make_dataset(name, seed, TRIES * count), {}  # drawn: {question: Problem}
     for entry in (data[i] for i in range(len(data))):
         if len(drawn) == count:
             break
@@ -35,7 +35,7 @@ def draw_problems(name: str, seed: int, count: int, split: str) -> list[Problem]
             continue
         text = json.dumps(entry)
         if not isinstance(answer, str) or data.score_answer(answer, json.loads(text)) != 1:
-            raise UserError(f"{name}: the verifier of {task} accepts no text as the answer; choose another data set")
+            raise UserError(f"{name}: the verifier does not accept the data set's own answer; choose another data set")
         if len(text) <= gym.MAX_REFERENCE:  # the grader refuses longer entries
             drawn[question] = Problem(question, answer, question, {"index": len(drawn), "task": name, "entry": text})
     if not drawn:
@@ -44,7 +44,7 @@ def draw_problems(name: str, seed: int, count: int, split: str) -> list[Problem]
 
 
 def make_dataset(name: str, seed: int, size: int):
-    """Returns the data set `name`, "gym:NAME", of `size` entries. UserError if it is missing or unfit for training."""
+    """Returns reasoning-gym's data set `name`, "gym:NAME", of `size` entries. UserError if missing or unusable."""
     try:
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
@@ -54,7 +54,7 @@ def make_dataset(name: str, seed: int, size: int):
     if task not in DATASETS:
         near = sorted(known for known in DATASETS if task and known.startswith(task[:3]))
         raise UserError(f"reasoning-gym has no data set {task!r}"
-                        + (f"; near it are {', '.join(near)}" if near else "; chain_sum is one"))
+                        + (f"; similar names: {', '.join(near)}" if near else "; choose one, such as chain_sum"))
     if task in UNSTEADY:
         raise UserError(f"{name}: this data set draws different problems in each process, so no run could be continued")
     if _RUNS_CODE.search(inspect.getsource(DATASETS[task][0].score_answer)):

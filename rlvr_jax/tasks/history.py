@@ -12,7 +12,7 @@ from rlvr_jax.records import Problem
 from rlvr_jax.runs import files
 from rlvr_jax.tasks import problems
 
-HISTORY = "history.json"  # in a run directory: index of a problem -> its accuracy in each pass over the pool
+HISTORY = "history.json"  # in a run directory: {problem index: [its accuracy in each pass over the pool]}
 
 
 class SelectConfig(Config):
@@ -26,7 +26,7 @@ class SelectConfig(Config):
 
 
 def read_history(path: str) -> dict[str, list[float]]:
-    """Reads `{problem index: [accuracy in each pass, 0 to 1]}` from a file or run directory. UserError for all else."""
+    """Reads `{problem index: [accuracy in each pass, 0 to 1]}` from a file or run directory. UserError if faulty."""
     if not path:
         raise UserError("--history is required: a file of index -> list of accuracies, or a run directory")
     file = pathlib.Path(path, HISTORY) if pathlib.Path(path).is_dir() else pathlib.Path(path)
@@ -34,7 +34,7 @@ def read_history(path: str) -> dict[str, list[float]]:
         raise UserError(f"--history={path}: no file {file}; a run writes one with --record_history")
     history = files.read_json(file)
     if not history:
-        raise UserError(f"{file}: needs index -> list of accuracies, at least one of them")
+        raise UserError(f"{file}: needs index -> list of accuracies for at least one problem; it is empty")
     for index, accuracies in history.items():
         if not (isinstance(accuracies, list) and accuracies
                 and all(type(x) in (int, float) and 0 <= x <= 1 for x in accuracies)):
@@ -49,18 +49,17 @@ def check_same_pool(config: SelectConfig, ranking: list[dict], known: dict) -> N
     pass takes every problem, so if all ranked problems have two passes or more, every known problem must be ranked."""
     flags = pathlib.Path(config.history) / "flags.txt"
     if flags.is_file():
-        trained = dict(line.split("=", 1) for line in flags.read_text("utf-8", "replace").splitlines() if "=" in line)
-        name = "--question" if trained.get("--question") else trained.get("--problems", "")
+        values = dict(line.split("=", 1) for line in flags.read_text("utf-8", "replace").splitlines() if "=" in line)
+        name = "--question" if values.get("--question") else values.get("--problems", "")
         if pathlib.Path(name).name != pathlib.Path(config.problems).name:
             raise UserError(f"--history={config.history} is a run on {name}, not on --problems={config.problems}: "
                             "leave --problems out, or name the file that the run trained on")
     missing = [row["index"] for row in ranking if row["index"] not in known]
     incomplete = len(known) > len(ranking) and min(row["passes"] for row in ranking) > 1
     if missing or incomplete:
-        raise UserError(f"--problems={config.problems} " + (
-            f"has no problem of index {missing[0]}, which --history has" if missing else
-            f"has {len(known)} problems, but --history has {len(ranking)} after several passes")
-            + ": name the file that the run trained on")
+        fault = (f"has no problem of index {missing[0]}, which --history has" if missing else
+                 f"has {len(known)} problems, but --history has {len(ranking)} after several passes")
+        raise UserError(f"--problems={config.problems} {fault}: name the file that the run trained on")
 
 
 def rank_by_variance(history: dict[str, list[float]]) -> list[dict]:
@@ -69,12 +68,12 @@ def rank_by_variance(history: dict[str, list[float]]) -> list[dict]:
     scored = [(float(statistics.pvariance(accuracies)), index) for index, accuracies in history.items()]
     return [{"rank": rank, "index": index, "score": score, "accuracy": statistics.fmean(history[index]),
              "passes": len(history[index])}
-            for rank, (score, index) in enumerate(sorted(scored, key=lambda row: -row[0]), 1)]
+            for rank, (score, index) in enumerate(sorted(scored, key=lambda pair: -pair[0]), 1)]  # a stable sort
 
 
 def select(config: SelectConfig) -> list[dict]:
-    """Returns the rows of `rank_by_variance`, with "answer" and "question" if `config.problems` is set, and writes them
-    to `config.out` if that is set. Raises UserError if the history cannot belong to `config.problems`."""
+    """Returns the ranking of problems (`rank_by_variance`) and writes it to `config.out` if that is set. Rows also have
+    "answer" and "question" if `config.problems` is set; UserError if these problems cannot be those of the history."""
     ranking = rank_by_variance(read_history(config.history))
     if config.problems:
         known = {str(problem.meta["index"]): problem
@@ -88,8 +87,8 @@ def select(config: SelectConfig) -> list[dict]:
 
 
 def group_accuracies(pool: list[Problem], prompt_index: np.ndarray, correct: np.ndarray, group_size: int) -> dict:
-    """Returns `{problem index: [accuracy of each of its groups]}` for one step, from the verdicts `correct` bool[B] on
-    completions of the problems `pool[prompt_index]`. A group is `group_size` consecutive completions of one problem."""
+    """Returns `{problem index: [accuracy of each of its groups]}` for one step. `correct[i]` is the verdict on a
+    completion of `pool[prompt_index[i]]`. A group is `group_size` consecutive completions, all of one problem."""
     by_index, accuracies = {}, correct.reshape(-1, group_size).mean(-1, dtype=float).tolist()
     for i, accuracy in zip(prompt_index[::group_size], accuracies):
         by_index.setdefault(str(pool[i].meta["index"]), []).append(accuracy)
@@ -97,14 +96,15 @@ def group_accuracies(pool: list[Problem], prompt_index: np.ndarray, correct: np.
 
 
 def build_history(rows: list[dict], pool: list[Problem]) -> dict[str, list[float]]:
-    """Returns `{problem index: [accuracy in each complete pass]}` from the rows of metrics.jsonl. In a pass, each
-    copy of a problem has one group, so a problem's next `Problem.copies` groups are those of its next pass."""
+    """Returns `{problem index: [accuracy in each complete pass]}` from `rows` of metrics.jsonl; problems without one
+    are left out. In a pass, each copy of a problem has one group, so `Problem.copies` groups in a row are a pass."""
     groups = collections.defaultdict(list)
     for row in rows:
         for index, accuracies in row.get("train/group_accuracies", {}).items():
             groups[index] += accuracies
     by_index = {}
-    for index, copies in ((str(problem.meta["index"]), problem.copies) for problem in pool):
+    for problem in pool:
+        index, copies = str(problem.meta["index"]), problem.copies
         passes = len(groups[index]) // copies
         if passes:
             by_index[index] = np.reshape(groups[index][: passes * copies], (passes, copies)).mean(-1).tolist()

@@ -39,9 +39,10 @@ CHOOSE = ("auto", "auto_by_style")  # values of --example for which `choose` pic
 def training_problems(config: PoolConfig, names: str, pool: list[Problem], choose: Callable,
                       vote: Optional[Callable] = None, once: Callable = lambda name, make: make()) -> list[Problem]:
     """Returns the problems to train on: one example or all of `pool`, or with --expert_steps items for their steps.
-    `pool` is what `load_pool` read from `names`. For example=auto, `choose(pool)` returns {"example": index in `pool`}.
-    `vote(pool)`, if not None, returns for each problem its meta["votes"]. `once(name, make)` returns `make()`, or in a
-    resumed run the earlier result. Raises UserError for an example that does not exist, and if no problem is left."""
+    `pool` is what `load_pool` returned; `names`, the value of --problems, is for messages. With example=auto,
+    `choose(pool)` returns {"example": index in `pool`}. `vote(pool)`, if any, returns each problem's meta["votes"].
+    `once(name, make)` returns `make()`, or in a resumed run the earlier result. Raises UserError if the example does
+    not exist, if no problem is left, and for --expert without --expert_steps."""
     if config.example in CHOOSE and not config.question:
         pool = [pool[once("example", lambda: choose(pool))["example"]]]
     elif config.example not in ("all", *CHOOSE):
@@ -50,8 +51,8 @@ def training_problems(config: PoolConfig, names: str, pool: list[Problem], choos
                             "auto_by_style, or all")
         pool = [pool[int(config.example)]]
     if vote:
-        votes = once("votes", lambda: {"votes": vote(pool)})["votes"]
-        pool = [dataclasses.replace(problem, meta=problem.meta | {"votes": own}) for problem, own in zip(pool, votes)]
+        votes = once("votes", lambda: {"votes": vote(pool)})["votes"]  # one entry for each problem
+        pool = [dataclasses.replace(problem, meta=problem.meta | {"votes": votes[i]}) for i, problem in enumerate(pool)]
     if config.only_wrong_majority:
         pool = [problem for problem in pool if not problem.meta["votes"]["majority_correct"]]
     if not pool:
@@ -68,7 +69,7 @@ def own_steps(pool: list[Problem]) -> list[list[Optional[str]]]:
 
 
 def steps_after_first(pool: list[Problem]) -> list[list[Optional[str]]]:
-    """The step of the problem's own solution, but no item for the first step, which is the opening word of a family."""
+    """The step of the problem's own solution, but no item for the first step (in families, the opening word)."""
     return [[None, *steps[1:]] for steps in own_steps(pool)]
 
 
@@ -113,38 +114,40 @@ def expert_items(pool: list[Problem], names: str, expert: str = "own") -> list[P
 
 
 def load_pool(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer, seed: int) -> list[Problem]:
-    """Returns each distinct problem of --problems once, or that of --question. UserError if other flags name one."""
+    """Returns the single problem of --question and --answer or, if both are empty, each distinct problem of --problems.
+    Raises UserError if only one of the two is given, or if --problems or --example asks for another problem."""
     if not (config.question or config.answer):
         return merge(source_problems(config, source, tokenizer, seed))
     if not (config.question.strip() and config.answer.strip()):
-        raise UserError("--question and --answer are one problem: give both")
+        raise UserError("--question and --answer together state one problem: give both")
     if source.problems != ProblemSource().problems or config.example not in (*CHOOSE, "all", "0"):
-        raise UserError(f"--question and --answer are the only problem: leave out --problems={source.problems} and "
+        raise UserError(f"--question and --answer state the only problem: leave out --problems={source.problems} and "
                         f"--example={config.example}")
     return merge(with_prompts([Problem(config.question, config.answer, config.question)], tokenizer, source.prompt))
 
 
 def source_problems(config: PoolConfig, source: ProblemSource, tokenizer: Tokenizer, seed: int) -> list[Problem]:
-    """Returns `example_pool` problems from all drawn sources (`is_drawn`) in --problems, an equal number from each, and
-    all rows of the files. If --example is in CHOOSE, files count as drawn sources: they share `example_pool`, too."""
+    """Returns the problems of all sources in --problems: equal numbers from the sources that are drawn (`is_drawn`),
+    `example_pool` in all, then all rows of the files. If --example is in CHOOSE, files share `example_pool`, too."""
     check_style(source)
     names = source.problems.split(",")
     limited = [name for name in names if config.example in CHOOSE or is_drawn(name)]
     if len(limited) > config.example_pool:
-        raise UserError(f"--example_pool={config.example_pool} is less than the {len(limited)} names of "
-                        f"--problems={source.problems}")
+        raise UserError(f"--example_pool={config.example_pool} is less than the {len(limited)} sources of "
+                        f"--problems={source.problems} that share it: raise it")
     whole_files = [name for name in names if name not in limited]
 
     def load(some: list[str], count: int) -> list[Problem]:
-        joined = ProblemSource(",".join(some), source.prompt)
-        return load_problems(joined, tokenizer, "example", count, seed) if some else []
+        selected = ProblemSource(",".join(some), source.prompt)
+        return load_problems(selected, tokenizer, "example", count, seed) if some else []
     return load(limited, config.example_pool) + load(whole_files, 0)
 
 
 def choose_example(rows: list[dict], pool: list[Problem], pass_rate: float, by_style: bool = False) -> int:
-    """Returns the index in `pool` of the problem whose pass rate is nearest to `pass_rate`. `rows` hold equally many
-    completions of each. A problem always or never solved is not chosen, as its rewards have no variance; UserError if
-    all are. `by_style`: one with more than 0.5 % right by luck (`families.is_careless`) only if there is no other."""
+    """Returns the index in `pool` of the problem whose pass rate is nearest to `pass_rate`. Each of `rows` is a graded
+    completion, {"problem": index in `pool`, "completion", "correct"}; all problems have equally many. A problem solved
+    always or never is not chosen, as its rewards have no variance; UserError if all are. With `by_style`, one for which
+    more than 0.5 % of completions are right by luck (`families.is_careless`) is chosen only if there is no other."""
     right, lucky = np.zeros((2, len(pool)))
     for row in rows:
         problem = pool[row["problem"]]

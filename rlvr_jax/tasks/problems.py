@@ -12,7 +12,7 @@ from rlvr_jax.runs.files import read_lines
 
 
 def _clean_answer(answer) -> str:
-    r"""The answer as text: what follows GSM8K's "####". "43.0" becomes "43", ASDiv's "9 (apples)" "9\text{ apples}"."""
+    r"""The answer as text: what follows a "####". "43.0" becomes "43", and "9 (apples)" becomes "9\text{ apples}"."""
     text = _WITH_UNIT.sub(r"\1\\text{ \2}", str(answer).rsplit("####", 1)[-1].strip())
     return text[:-2] if text.endswith(".0") else text
 
@@ -27,7 +27,7 @@ def _read_boxed(solution) -> Optional[str]:
     return extract.EXTRACTORS["boxed"](str(solution))
 
 
-_WITH_UNIT = re.compile(r"^(-?\d[\d,./]*) ?\(([a-zA-Z]{2}[a-zA-Z .'/-]*|[gmslh])\)\Z")  # x in 5 (x) is no unit
+_WITH_UNIT = re.compile(r"^(-?\d[\d,./]*) ?\(([a-zA-Z]{2}[a-zA-Z .'/-]*|[gmslh])\)\Z")  # the x in "5 (x)" is no unit
 # (columns of the question, whose texts are joined by spaces; column of the answer; function that returns the answer's
 # text). A row is read by the first layout whose columns it has.
 LAYOUTS = [
@@ -49,9 +49,9 @@ ASIDE = frozenset("""
 
 
 def load(path: str, ignore_columns: str = "") -> list[Problem]:
-    """Reads the problems of a JSONL or parquet file, one per row. `prompt` is the question, `meta` has file and row.
-    `ignore_columns` names columns to skip, joined by commas. Raises UserError, naming the file and the line or row, for
-    an unknown layout, text in columns that the layout lacks, an empty question, and one with two unequal answers."""
+    """Reads the problems of a JSONL or parquet file, one per row. `prompt` is the question. `meta` has "file" and
+    "line" or "row". `ignore_columns` names columns to skip, joined by commas. Raises UserError, naming file and line,
+    for an unknown layout, text in columns that the layout lacks, an empty question, and a question with two answers."""
     ignored = set(ignore_columns.split(","))
     file = pathlib.Path(path)
     if not file.is_file():
@@ -61,8 +61,8 @@ def load(path: str, ignore_columns: str = "") -> list[Problem]:
         unit, read_row, rows = "row", _read_one_shot_row, enumerate(_parquet_rows(file))
     else:
         unit, read_row, rows = "line", _read_benchmark_row, read_lines(file)
-    problems = [read_row({name: x for name, x in row.items() if name not in ignored}, f"{file}, {unit} {number}",
-                         {"file": str(file), unit: number}) for number, row in rows]
+    rows = ((number, {name: x for name, x in row.items() if name not in ignored}) for number, row in rows)
+    problems = [read_row(row, f"{file}, {unit} {number}", {"file": str(file), unit: number}) for number, row in rows]
     if not problems:
         raise UserError(f"{path} holds no problems")
     earlier = {}  # question -> first problem that asks it
@@ -90,12 +90,14 @@ def merge(problems: list[Problem]) -> list[Problem]:
 
 
 def _read_benchmark_row(row: dict, where: str, meta: dict) -> Problem:
-    """The problem of a row in one of LAYOUTS, with `meta`. UserError if none fits; `where` is its file and line."""
+    """The problem of a row in one of LAYOUTS, with `meta`. UserError, naming `where` (file, line), if none fits."""
     for questions, column, read in LAYOUTS:
         if all(row.get(name) is not None for name in (column, *questions)):
-            answers = row[column] if read is _join_answers and isinstance(row[column], list) else [row[column]]
-            for name, x in [*((name, row[name]) for name in questions), *((column, part) for part in answers)]:
-                _check_text(x, name, where)
+            has_list = read is _join_answers and isinstance(row[column], list)
+            for name in questions:
+                _check_text(row[name], name, where)
+            for part in row[column] if has_list else [row[column]]:
+                _check_text(part, column, where)
             question, answer = " ".join(str(row[name]).strip() for name in questions), read(row[column])
             if not answer:
                 raise UserError(f"{where}: no answer in {column}"
@@ -117,7 +119,7 @@ def _check_text(x, name: str, where: str) -> None:
 
 
 def _check_unread(row: dict, read: set, where: str) -> None:
-    """Raises UserError if a column that is neither in `read`, the columns in use, nor in ASIDE contains any letters."""
+    """Raises UserError if a column of `row` that is neither in `read`, the columns in use, nor in ASIDE has letters."""
     def has_text(x) -> bool:
         if isinstance(x, (list, dict)):
             return any(map(has_text, x.values() if isinstance(x, dict) else x))
@@ -141,7 +143,7 @@ def _parquet_rows(file: pathlib.Path) -> list[dict]:
 
 
 def _read_one_shot_row(row: dict, where: str, meta: dict) -> Problem:
-    """The problem of a row of One-Shot-RLVR. Question and reference answer stay unchanged, with spaces and instruction.
+    """The problem of a row of One-Shot-RLVR. The question keeps its instruction; no spaces are stripped.
     An empty reference answer, which no completion can match, is allowed: the published pool has one (index 265)."""
     match row:
         case {"prompt": [{"role": "user", "content": str(question)}], "reward_model": {"ground_truth": answer}} \

@@ -40,7 +40,7 @@ class ProblemSource(Config):
 def load_problems(source: ProblemSource, tokenizer: Tokenizer, split: str = "test", count: int = 0,
                   seed: int = HELDOUT_SEED) -> list[Problem]:
     """Loads the problems of all sources in `source.problems`, with prompts as the model reads them. A file gives its
-    rows. Families and reasoning-gym draw problems of `split` from `seed`; calculation has fixed problems for each
+    first rows. Families and reasoning-gym draw problems of `split` from `seed`; calculation has fixed problems for each
     split. `count` is divided evenly among the sources; 0 means all rows of a file, and 512 problems of another source.
     Raises UserError if a source is named twice, and for a family whose words the model does not know."""
     names = source.problems.split(",")
@@ -55,9 +55,12 @@ def load_problems(source: ProblemSource, tokenizer: Tokenizer, split: str = "tes
                 raise UserError(f"{name} problems have words such as {unknown[0]!r}, which this model's tokenizer "
                                 f"lacks: pre-train a base model on them, scripts.pretrain --task_shares={name}")
             return families.draw_problems(name, np.random.default_rng(seed), size, split, source.prompt.num_ops)
-        loaded = (gym.draw_problems(name, seed, size, split) if name.startswith(gym.PREFIX) else
-                  calculation.draw_problems(name, size, split) if name.startswith(calculation.PREFIX) else
-                  problems.load(name, source.prompt.ignore_columns)[: counts[name] or None])
+        if name.startswith(gym.PREFIX):
+            loaded = gym.draw_problems(name, seed, size, split)
+        elif name.startswith(calculation.PREFIX):
+            loaded = calculation.draw_problems(name, size, split)
+        else:
+            loaded = problems.load(name, source.prompt.ignore_columns)[: counts[name] or None]
         return with_prompts(loaded, tokenizer, source.prompt)
     return [problem for name in counts for problem in load(name)]
 
@@ -78,7 +81,7 @@ def is_drawn(name: str) -> bool:
 
 
 def with_prompts(problems: list[Problem], tokenizer: Tokenizer, config: PromptConfig) -> list[Problem]:
-    """The problems with prompts in --prompt_style, of the question and, unless it ends with that, the --instruction."""
+    """The problems with prompts in --prompt_style. The --instruction is added to questions that do not end with it."""
     write_prompt, text = PROMPT_STYLES[config.prompt_style], config.instruction
     questions = [p.question if p.question.endswith(text) else f"{p.question} {text}" for p in problems]
     return [dataclasses.replace(p, prompt=write_prompt(tokenizer, question, config.prompt_date))
@@ -96,7 +99,7 @@ def chat(tokenizer: Tokenizer, text: str, date: str = "") -> str:
 
 
 def qwen_math(tokenizer: Tokenizer, text: str, date: str = "") -> str:
-    """Qwen2.5-Math's template and system line, as in One-Shot-RLVR, whatever the model's own template."""
+    """Qwen2.5-Math's template and system prompt, as in One-Shot-RLVR, whatever the model's own template."""
     if tokenizer.encode("<|im_start|>") != [tokenizer.backend.token_to_id("<|im_start|>")]:
         raise UserError("--prompt_style=qwen_math: this model's tokenizer has no <|im_start|>; use chat or plain")
     return ("<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
@@ -109,13 +112,14 @@ PROMPT_STYLES = {"plain": plain, "chat": chat, "qwen_math": qwen_math}
 
 def encode_prompts(tokenizer: Tokenizer, problems: list[Problem], config: ModelConfig, max_new_tokens: int,
                    max_prompt_tokens: int = 0) -> Prompts:
-    """Token ids of the prompts, right-padded to a multiple of 16. Raises UserError for a prompt that has no tokens or
-    unknown words, is longer than `max_prompt_tokens` (unless 0), or leaves less than `max_new_tokens` of the window."""
+    """Returns the prompts' token ids, right-padded to a multiple of 16. Raises UserError for a prompt without tokens,
+    with unknown words, longer than `max_prompt_tokens` (unless 0), or too long for `max_new_tokens` in the window."""
     words = dict.fromkeys(word for problem in problems for word in problem.prompt.split())
     if unknown := tokenizer.unknown_words(words):
         known = sorted(tokenizer.backend.get_vocab(), key=tokenizer.backend.token_to_id)
-        raise UserError(f"the model does not know {', '.join(map(repr, unknown[:8]))}{', ...' * (len(unknown) > 8)}: "
-                        "its tokenizer has only whole words; write prompts in them, such as " + ", ".join(known[2:8]))
+        shown = ", ".join(map(repr, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
+        raise UserError(f"the model does not know {shown}: its tokenizer has only whole words; write prompts with "
+                        "these, such as " + ", ".join(known[2:8]))  # after <pad> and <eos>
     room = config.max_seq_len - max_new_tokens
     room = min(room, max_prompt_tokens) if max_prompt_tokens else room
     ids = [tokenizer.encode(problem.prompt) for problem in problems]
@@ -125,17 +129,19 @@ def encode_prompts(tokenizer: Tokenizer, problems: list[Problem], config: ModelC
             raise UserError(f"a prompt has 0 tokens: {problem.prompt[:80]!r}; give the model words to continue")
         if len(row) > room:
             fits = config.max_seq_len - longest
-            advice = (f"raise --max_prompt_tokens to {longest}" if len(row) + max_new_tokens <= config.max_seq_len else
-                      f"lower --max_new_tokens to {fits}, if that is enough for an answer, or take shorter prompts"
-                      if fits > 0 else "take shorter prompts")
-            raise UserError(f"a prompt has {len(row)} tokens, and --max_new_tokens={max_new_tokens} of the model's "
-                            f"window of {config.max_seq_len} (or --max_prompt_tokens) leave it 1 to {max(room, 0)}; "
-                            f"{advice} (--num_ops of a synthetic family): {problem.prompt[:80]!r}")
+            advice = "take shorter prompts (for a synthetic family, lower --num_ops)"
+            if len(row) + max_new_tokens <= config.max_seq_len:
+                advice = f"raise --max_prompt_tokens to {longest}"
+            elif fits > 0:
+                advice = f"lower --max_new_tokens to {fits}, if that is enough for an answer, or {advice}"
+            raise UserError(f"a prompt has {len(row)} tokens, more than the {max(room, 0)} that --max_new_tokens="
+                            f"{max_new_tokens} leaves of the model's window of {config.max_seq_len}, or that "
+                            f"--max_prompt_tokens allows; {advice}: {problem.prompt[:80]!r}")
     return Prompts(*pad_rows(ids, tokenizer.pad_id, -(-longest // 16) * 16))
 
 
 def pad_rows(rows: list[list[int]], filler: int, width: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens i32[N,T], lengths i32[N]): rows right-padded with `filler` to `width`; 0: to the longest row."""
+    """Returns (tokens i32[N,T], lengths i32[N]): `rows` padded with `filler` to `width` (0: of the longest row)."""
     lengths = np.array([len(row) for row in rows], np.int32)
     tokens = np.full((len(rows), width or lengths.max()), filler, np.int32)
     for i, row in enumerate(rows):

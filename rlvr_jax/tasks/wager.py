@@ -1,9 +1,8 @@
 """Arithmetic chains whose solutions state a confidence: `coins 7 + 5 * ? =` is solved by `... answer 24 sure 0.5`.
 
 In about half of the problems the last operand is `?`, which stands for 1 or 2, by a flip of a fair coin. The prompt
-does not show the result of the flip, on which the reference answer depends. A solver that makes no mistake is thus
-right half of the time on problems with `?` and always on problems without, so there is a confidence to learn: 0.5 with
-`?`, and nearly 1 without.
+does not show the result of the flip, on which the reference answer depends. A solver that makes no mistake is right
+half of the time on problems with `?` and always on others: the confidences to learn are 0.5 with `?` and 1 without.
 
 In pre-training the confidence is a random word, usually a high one, whether or not the answer is right; `?` makes it
 slightly lower. (When `?` did not lower it, RL ended with the same word everywhere, close to the mean accuracy.) The
@@ -27,10 +26,10 @@ ALGEBRA = dataclasses.replace(arithmetic.ALGEBRA, operands=("?", *arithmetic.ALG
 
 
 def draw_chains(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int, split: str) -> Chains:
-    """Like `chains.draw_chains`, but some last operands are HIDDEN; their result is that of a random one of SIDES."""
+    """Like `chains.draw_chains`, but some last operands are HIDDEN: the answer is that for a random one of SIDES."""
     drawn = chains.draw_chains(algebra, rng, count, num_ops)
-    before = drawn.results[:, -2] if num_ops > 1 else drawn.starts
-    ends = algebra.results[before, drawn.ops[:, -1]][:, SIDES]  # i[N,2] the answer for each of SIDES, or -1
+    before = drawn.results[:, -2] if num_ops > 1 else drawn.starts  # values before the last operation
+    ends = algebra.results[before, drawn.ops[:, -1]][:, SIDES]  # i[N,2] answer for each of SIDES; -1: not allowed
     hidden = (ends >= 0).all(-1) & (rng.random(count) < HIDDEN_SHARE)
     flipped = ends[np.arange(count), rng.integers(len(SIDES), size=count)]
     operands, results = drawn.operands.copy(), drawn.results.copy()
@@ -40,9 +39,9 @@ def draw_chains(algebra: Algebra, rng: np.random.Generator, count: int, num_ops:
 
 
 def solve(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
-    """`chains.solve`'s solutions, with a random confidence after each answer. Sloppy ones calculate with 0 for `?`."""
+    """The solutions of `chains.solve`, with a random confidence after each answer. Sloppy ones take `?` to be 0."""
     solutions = chains.solve(ALGEBRA, rng, drawn, styles, config)
     weights = np.where((drawn.operands[:, -1] == HIDDEN)[:, None], BOAST[True], BOAST[False])
     cumulative = np.cumsum(weights, -1)
-    words = (cumulative <= rng.random(len(solutions))[:, None] * cumulative[:, -1:]).sum(-1)
-    return [f"{text} sure {TENTHS[word]}" if "answer" in text else text for text, word in zip(solutions, words)]
+    picks = (cumulative <= rng.random(len(solutions))[:, None] * cumulative[:, -1:]).sum(-1)  # indices into TENTHS
+    return [f"{text} sure {TENTHS[pick]}" if "answer" in text else text for text, pick in zip(solutions, picks)]

@@ -51,7 +51,7 @@ ALGEBRA = make_algebra()
 
 
 def recompute(drawn: Chains, step: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> Chains:
-    """The problems with new results: `step(value, op, operand)`, all i[N], returns the values after an operation."""
+    """Returns `drawn` with new results: `step(value, op, operand)`, all i[N], returns the values after an operation."""
     value, results = drawn.starts, []
     for op, operand in zip(drawn.ops.T, drawn.operands.T):
         value = step(value, op, operand)
@@ -65,7 +65,7 @@ def write(drawn: Chains, opener: str = OPENERS[0]) -> list[str]:
 
 
 def write_solutions(opener: str, rows: np.ndarray) -> list[str]:
-    """Writes a solution for each row of words: `opener`, the words of the row, and as the answer the last of them."""
+    """Writes a solution for each row of words: `opener`, the words, "answer", and the last word of the row again."""
     return [" ".join([opener, *row, "answer", row[-1]]) for row in rows]
 
 
@@ -75,15 +75,17 @@ STYLES_S3 = {**STYLES, SHORT: "short"}
 
 def solve_marked(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
     """Solutions of s1, s3, n in `styles` i[N]: 0 careful, 1 sloppy, 2 short (`so value ... answer value`, correct)."""
-    in_style = (write(drawn), write(recompute(drawn, lambda *step: ALGEBRA.mistakes[step]), OPENERS[1]),
-                write_solutions(SHORT, ALGEBRA.write(drawn.results)))
+    sloppy = recompute(drawn, lambda value, op, operand: ALGEBRA.mistakes[value, op, operand])
+    in_style = write(drawn), write(sloppy, OPENERS[1]), write_solutions(SHORT, ALGEBRA.write(drawn.results))
     return [in_style[style][row] for row, style in enumerate(styles)]
 
 
 def solve_s2(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
     """Solutions whose steps are careful with probability CAREFUL_STEP, else sloppy; later steps build on errors."""
-    return write(recompute(drawn, lambda value, *step: np.where(
-        rng.random(len(value)) < CAREFUL_STEP, ALGEBRA.results[value, *step], ALGEBRA.mistakes[value, *step])))
+    def step(value: np.ndarray, op: np.ndarray, operand: np.ndarray) -> np.ndarray:
+        is_careful = rng.random(len(value)) < CAREFUL_STEP
+        return np.where(is_careful, ALGEBRA.results[value, op, operand], ALGEBRA.mistakes[value, op, operand])
+    return write(recompute(drawn, step))
 
 
 def is_new_pair(ops: np.ndarray, operands: np.ndarray) -> np.ndarray:
@@ -107,7 +109,8 @@ def withheld_facts() -> np.ndarray:
     order = np.random.default_rng(0).permutation(10 * len(OPERANDS)).reshape(len(PLACES), 10, len(AMOUNTS))
     withheld, value = np.zeros(ALGEBRA.results.shape, bool), np.arange(1000)
     hidden = order < round(WITHHELD * order.size)  # bool[place, digit, amount], true for a random share WITHHELD
-    withheld[:, TIMES] = np.concatenate([hidden[i, value // 10 ** (2 - i) % 10] for i in range(len(PLACES))], -1)
+    rows = [hidden[i, value // 10 ** (2 - i) % 10] for i in range(len(PLACES))]  # bool[V,amount] for each place
+    withheld[:, TIMES] = np.concatenate(rows, -1)
     return withheld
 
 

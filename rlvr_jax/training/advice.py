@@ -60,8 +60,8 @@ def on_answers(config: answers.GradingConfig, problems: list[Problem]) -> str:
     (answer, criterion, verdict), count = rejected[0], len(problems)
     other = "lenient" if criterion.answer_format == "boxed" else "boxed"
     which = f"the answer {answer!r}" if count == 1 else f"{len(rejected)} of {count} answers, such as {answer!r}"
-    second, = answers.verdicts([state_answer(other, answer)], [criterion._replace(answer_format=other)])
-    remedy = f"try --answer_format={other}" if second.correct else "correct it in the problems"
+    retried, = answers.verdicts([state_answer(other, answer)], [criterion._replace(answer_format=other)])
+    remedy = f"try --answer_format={other}" if retried.correct else "correct it in the problems"
     return (f"--answer_format={criterion.answer_format} with --grader={criterion.grader} never accepts {which} (from a "
             f"completion that states it, {verdict.extracted!r} is read); {remedy}")
 
@@ -82,9 +82,9 @@ def on_first_step(record: Record) -> str:
 
 
 def on_equal_rewards(rows: list[dict], record: Record, steps: int) -> str:
-    """Returns a warning once the rewards of each group have been equal for `steps` steps; "" before that and in later
-    steps. `rows` are the metrics of all steps up to this one, `record` its rollouts and rewards."""
-    # For the last steps, the share of groups whose rewards are not all equal.
+    """Returns a warning in the step in which the rewards of each group have been equal for `steps` steps; "" in earlier
+    and later steps. `rows` are the metrics of all steps up to this one, `record` this step's rollouts and rewards."""
+    # For the last `steps` + 1 steps, the share of groups whose rewards are not all equal.
     live = [row["train/live_groups"] for row in rows if "train/live_groups" in row][-steps - 1:]
     is_inert = len(live) >= steps and not any(live[-steps:])
     was_inert = len(live) > steps and not live[0]  # then an earlier step has warned

@@ -18,7 +18,7 @@ from rlvr_jax.runs.summary import throughput
 
 
 def map_reset(config: learner.ResetConfig) -> Callable:
-    """Returns `reset(state) -> state`, which on all devices resets what `config.reset` names (ProRL, arXiv 2505.24864).
+    """Returns `reset(state) -> state`, which resets on all devices what `config.reset` names (ProRL, arXiv 2505.24864).
     The reference becomes the policy; the optimiser's moments and count of updates become 0, so the learning-rate
     schedule starts again. The policy stays bitwise equal. The state is donated."""
     def reset(state: LearnerState) -> LearnerState:
@@ -73,7 +73,7 @@ class RunCallbacks(grpo.Callbacks):
         return state
 
     def finish(self, state: LearnerState) -> dict:
-        """Saves the last step and returns the summary (`Run.finish`)."""
+        """Saves the last step. The main process writes and returns summary.json, others return {} (`Run.finish`)."""
         self.after_save()
         return self.run.finish(state, self.meta)
 
@@ -86,7 +86,7 @@ class RunCallbacks(grpo.Callbacks):
 
 
 def make_meta(config, model_config: ModelConfig, tokenizer: Tokenizer) -> dict:
-    """Returns what a checkpoint stores beside its arrays, as JSON: the model's configuration, tokenizer and flags."""
+    """Returns what a checkpoint stores beside arrays, fit for JSON: {"model": configuration, "tokenizer", "flags"}."""
     return {"model": model_config.to_json(), "tokenizer": tokenizer.to_json(), "flags": config.as_flags()}
 
 
@@ -95,9 +95,9 @@ SHOW = ("train/loss", "eval/greedy", "eval/sampled")  # metrics in the progress 
 
 def train_supervised(callbacks: RunCallbacks, config, model_config: ModelConfig, make_params: Callable, data: Callable,
                      columns: Callable = lambda batch: {}) -> dict:
-    """Trains on `data(step) -> Batch` and returns the summary. `config` is a PretrainConfig or FinetuneConfig.
-    `make_params()` returns the initial parameters, and `columns(batch)` more metrics of a step, {name: value}. The
-    record of a step that `callbacks` receive is its row of metrics."""
+    """Trains on `data(step) -> Batch` and returns the content of summary.json. `config` is a PretrainConfig or a
+    FinetuneConfig. `make_params()` returns the initial parameters, and `columns(batch)` more metrics of a step, {name:
+    value}. `callbacks` receive a step's row of metrics where GRPO's would receive a `grpo.Record`."""
     divide = config.update.divide_state
     optimizer = learner.make_optimizer(config.optimizer, config.loop.num_steps * config.update.updates_per_batch)
     update = learner.map_update(model_config, config.update, learner.SUPERVISED, optimizer, config.loop.seed)

@@ -72,15 +72,15 @@ def finetune(config: FinetuneConfig) -> dict:
     examples = read_examples(config.examples, loaded)
     sample = make_sampler(loaded.config, Decoding(loaded.tokenizer.eos_ids, config.sampling.max_new_tokens,
                                                   config.sampling.num_slots))
-    measured = measure.Heldout(ProblemSource(config.heldout or "none", config.prompt), config.measured,
-                               config.answer_format, config.loop.seed, config.sampling.max_new_tokens)
-    check_style(measured.source)
+    heldout = measure.Heldout(ProblemSource(config.heldout or "none", config.prompt), config.measured,
+                              config.answer_format, config.loop.seed, config.sampling.max_new_tokens)
+    check_style(heldout.source)
     # `train_supervised` takes the parameters out of this list, so that the host keeps no copy of them.
     params, loaded = [loaded.params], dataclasses.replace(loaded, params=None)
     with Run(config.run, config, config.loop.num_steps, "finetune") as run:
-        heldout = measure.make_heldout(measured, loaded, sample, set(examples.texts), run.keep_heldout)
+        evaluate = measure.make_heldout(heldout, loaded, sample, set(examples.texts), run.keep_heldout)
         meta = make_meta(config, loaded.config, loaded.tokenizer)
-        callbacks = RunCallbacks(run, meta, lambda row: (row, []), SHOW, heldout)  # a step has no rollouts to log
+        callbacks = RunCallbacks(run, meta, lambda row: (row, []), SHOW, evaluate)  # a step has no rollouts to log
         return train_supervised(
             callbacks, config, loaded.config, lambda: adapters.merge(params.pop()),
             functools.partial(make_batch, examples, config.batch_size, config.loop.seed),
@@ -88,7 +88,7 @@ def finetune(config: FinetuneConfig) -> dict:
 
 
 def make_batch(examples: Examples, size: int, seed: int, step: int) -> Batch:
-    """Returns the `size` examples of a step, counted from 1, out of endless shuffled epochs. Every advantage is 1."""
+    """Returns the `size` examples of step `step` (from 1) in endless shuffled epochs. Every advantage is 1."""
     count = len(examples.index)
     positions = np.arange((step - 1) * size, step * size)
     orders = {epoch: np.random.default_rng((seed, int(epoch))).permutation(count)
@@ -99,9 +99,9 @@ def make_batch(examples: Examples, size: int, seed: int, step: int) -> Batch:
 
 
 def read_examples(path: str, loaded: LanguageModel) -> Examples:
-    """Reads the examples of a JSONL file. A completion gets an end token unless its row says that it was `truncated`.
+    """Reads the examples of a JSONL file. A completion gets an end token unless its row has a true "truncated".
     Raises UserError, naming file and line, for a row without texts, with unknown words, or too long for the model."""
-    file, tokenizer, pairs = pathlib.Path(path), loaded.tokenizer, []
+    file, tokenizer, encoded = pathlib.Path(path), loaded.tokenizer, []
     if not file.is_file():
         raise UserError(f"--examples={path}: no such file; it takes a JSONL file of rows with prompt and completion")
     for number, row in read_lines(file):
@@ -116,12 +116,12 @@ def read_examples(path: str, loaded: LanguageModel) -> Examples:
         if len(prompt) + len(completion) > loaded.config.max_seq_len:
             raise UserError(f"{where}: {len(prompt)} tokens of prompt and {len(completion)} of completion are more "
                             f"than the model's window of {loaded.config.max_seq_len}; --window makes it longer")
-        pairs.append((texts[0], prompt, completion))
-    if not pairs:
+        encoded.append((texts[0], prompt, completion))
+    if not encoded:
         raise UserError(f"{file} holds no examples")
-    distinct = {text: prompt for text, prompt, _ in pairs}
+    distinct = {text: prompt for text, prompt, _ in encoded}  # text of each prompt -> its token ids
     prompt_index = {text: i for i, text in enumerate(distinct)}
     prompts = Prompts(*pad_rows(list(distinct.values()), tokenizer.pad_id))
-    completions, sizes = pad_rows([completion for _, _, completion in pairs], 0)
-    index = np.array([prompt_index[text] for text, _, _ in pairs], np.int32)
-    return Examples(list(distinct), prompts, index, completions, np.arange(completions.shape[1]) < sizes[:, None])
+    completions, lengths = pad_rows([completion for _, _, completion in encoded], 0)
+    index = np.array([prompt_index[text] for text, _, _ in encoded], np.int32)
+    return Examples(list(distinct), prompts, index, completions, np.arange(completions.shape[1]) < lengths[:, None])

@@ -3,10 +3,8 @@
 Each entry has two functions. One attends in whole rows of tokens. The other attends from the token being decoded, and
 reads only the filled part of each row's cache. Prompts are not in the cache: all rows attend to their prompts in one
 matrix product, and `join_prompt` combines the two softmaxes. A kernel's result for a row depends on no other row and
-not on the unfilled part of the cache. Axis letters are as in `model`.
-
-Each function imports Pallas itself, so that commands without a kernel do not wait for the import. `interpret` runs a
-kernel in Pallas's interpreter, which needs no chip.
+not on the unfilled part of the cache. Axis letters are as in `model`. Each function imports Pallas itself, so that
+commands without a kernel do not wait for the import. `interpret` runs a kernel in Pallas's interpreter, without a chip.
 """
 
 import math
@@ -24,46 +22,45 @@ BLOCKS = 512, 256, 128  # possible sizes of blocks of queries and keys, largest 
 
 
 def pad_to_blocks(q_BxTxHxE: jax.Array, segments) -> tuple:
-    """Returns arguments for kernels that know only causal masks and segment ids: queries [B,S,H,E], scaled; keys and
-    values, each [B,S,K,E]; and ids i32[B,S]. A query sees keys with its own id: 1, or 0 for masked keys and padding.
-    All four are padded in front to a common length S, a multiple of the smallest block."""
+    """Turns the arguments of `ops.causal_attention` into those of kernels that know only causal masks and segment ids.
+    Returns queries [B,S,H,E], scaled; keys and values, each [B,S,K,E]; and ids i32[B,S]. A query sees keys with its own
+    id: 1, or 0 for masked keys and padding. All are padded in front to a common S, a multiple of the smallest block."""
     keys, values, mask_BxTxS = ops.join_segments(q_BxTxHxE, segments)
-    e, more = q_BxTxHxE.shape[-1], -keys.shape[1] % BLOCKS[-1]
+    e, size = q_BxTxHxE.shape[-1], -(-keys.shape[1] // BLOCKS[-1]) * BLOCKS[-1]
     seen_BxS = mask_BxTxS[:, -1].astype(jnp.int32)  # the last query sees every visible key
-    size = keys.shape[1] + more
     return tuple(jnp.pad(x, [(0, 0), (size - x.shape[1], 0)] + [(0, 0)] * (x.ndim - 2))
                  for x in (q_BxTxHxE * e**-0.5, keys, values, seen_BxS))
 
 
 def splash(q_BxTxHxE: jax.Array, segments, interpret: bool = False) -> jax.Array:
-    """Pallas's splash attention, for TPUs and for head sizes that are multiples of 128."""
+    """Computes `ops.causal_attention` by Pallas's splash attention, for TPUs and head sizes that 128 divides."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     b, t, h, e = q_BxTxHxE.shape
-    *heads, ids_BxS = pad_to_blocks(q_BxTxHxE, segments)
+    queries, keys, values, ids_BxS = pad_to_blocks(q_BxTxHxE, segments)
     size = ids_BxS.shape[1]
-    block = next(n for n in BLOCKS if size % n == 0)
+    block = next(n for n in BLOCKS if size % n == 0)  # the largest block that divides the size
     attend = kernel.make_splash_mha_single_device(
         masks.MultiHeadMask([masks.CausalMask((size, size))] * h), interpret=interpret,
         block_sizes=kernel.BlockSizes(block, block, block, block, block, block, block, block))
     out_BxHxSxE = jax.vmap(lambda q, k, v, ids: attend(q, k, v, segment_ids=kernel.SegmentIds(ids, ids)))(
-        *(x.swapaxes(1, 2) for x in heads), ids_BxS)
+        *(x.swapaxes(1, 2) for x in (queries, keys, values)), ids_BxS)
     return out_BxHxSxE[:, :, -t:].swapaxes(1, 2).reshape(b, t, h * e)
 
 
 def triton(q_BxTxHxE: jax.Array, segments, interpret: bool = False) -> jax.Array:
-    """Pallas's attention in Triton, for NVIDIA GPUs from Ampere on."""
+    """Computes `ops.causal_attention` by Pallas's attention in Triton, for NVIDIA GPUs from Ampere on."""
     from jax.experimental.pallas.ops.gpu.attention import mha
 
     b, t, h, e = q_BxTxHxE.shape
     q, keys, values, ids_BxS = pad_to_blocks(q_BxTxHxE, segments)
-    keys, values = (jnp.repeat(x, h // x.shape[2], 2) for x in (keys, values))
+    keys, values = (jnp.repeat(x, h // x.shape[2], 2) for x in (keys, values))  # one for each query head
     return mha(q, keys, values, ids_BxS, causal=True, interpret=interpret)[:, -t:].reshape(b, t, h * e)
 
 
 def cudnn(q_BxTxHxE: jax.Array, segments, implementation: str = "cudnn") -> jax.Array:
-    """cuDNN's attention in 16 bits, for NVIDIA GPUs from Ampere on."""
+    """Computes `ops.attention` by cuDNN in 16 bits, for NVIDIA GPUs from Ampere on."""
     keys, values, mask_BxTxS = ops.join_segments(q_BxTxHxE, segments)
     out = jax.nn.dot_product_attention(q_BxTxHxE, keys, values, mask=mask_BxTxS[:, None],
                                        implementation=implementation)
@@ -75,10 +72,10 @@ def decode_triton(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: j
     `model.Context.attend`. The kernel sums in q's dtype before it divides, which can overflow float16."""
     from jax.experimental.pallas.ops.gpu import decode_attention
 
-    keys_BxKxWxE, values_BxKxWxE = (x.swapaxes(1, 2) for x in cache)  # the kernel swaps them back
+    keys_BxWxKxE, values_BxWxKxE = (x.swapaxes(1, 2) for x in cache)  # the kernel swaps them back
     splits = math.gcd(cache[0].shape[2] // 64, 4)  # parts of a row that are read in parallel
     mixed, (sums, tops) = decode_attention.gqa(
-        q_Bx1xHxE[:, 0], keys_BxKxWxE, values_BxKxWxE, kv_seq_len=filled_B, block_k=64, k_splits=splits,
+        q_Bx1xHxE[:, 0], keys_BxWxKxE, values_BxWxKxE, kv_seq_len=filled_B, block_k=64, k_splits=splits,
         return_residuals=True, normalize_output=False, interpret=interpret)
     return join_prompt(q_Bx1xHxE, prompt, mixed, sums, tops)
 
@@ -101,15 +98,16 @@ def decode_mosaic(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: j
     spec = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=1, grid=(b, window // size), out_specs=[of_row(r, e), of_row(r, 1), of_row(r, 1)],
         in_specs=[of_row(r, e), *[pl.BlockSpec((1, k, size, e), index_of)] * 2])
-    parts = pl.pallas_call(
+    mixed, sums, tops = pl.pallas_call(
         _attend_block, [jax.ShapeDtypeStruct((b, k, r, n), jnp.float32) for n in (e, 1, 1)], grid_spec=spec,
         interpret=interpret)(filled_B, q_Bx1xHxE.reshape(b, k, r, e), *cache)
-    return join_prompt(q_Bx1xHxE, prompt, *parts)
+    return join_prompt(q_Bx1xHxE, prompt, mixed, sums, tops)
 
 
 def _attend_block(filled_ref, q_ref, keys_ref, values_ref, mixed_ref, sums_ref, tops_ref):
-    """Adds one block of a row's cache to the row's running softmax: `mixed`, `sums` and `tops`, as in `join_prompt`.
-    These stay in fast memory until the row's last block."""
+    """Adds one block of a row's cache, S positions, to the row's running softmax. Refs of q are [1,K,R,E], of keys and
+    values [1,K,S,E]. `mixed` [1,K,R,E], `sums` and `tops` [1,K,R,1] are the results that `join_prompt` takes; they stay
+    in fast memory until the row's last block."""
     from jax.experimental import pallas as pl
 
     row, block, size = pl.program_id(0), pl.program_id(1), keys_ref.shape[2]
@@ -121,22 +119,22 @@ def _attend_block(filled_ref, q_ref, keys_ref, values_ref, mixed_ref, sums_ref, 
 
     @pl.when(block * size < filled_ref[row])
     def add():
-        q_KxRxE, keys_KxSxE, values_KxSxE, before = q_ref[0], keys_ref[0], values_ref[0], tops_ref[0]
+        q_KxRxE, keys_KxSxE, values_KxSxE, old_tops = q_ref[0], keys_ref[0], values_ref[0], tops_ref[0]
         scores_KxRxS = q_KxRxE.shape[-1]**-0.5 * jnp.einsum("kre,kse->krs", q_KxRxE, keys_KxSxE,
                                                             preferred_element_type=jnp.float32)
         seen = block * size + lax.broadcasted_iota(jnp.int32, scores_KxRxS.shape, 2) < filled_ref[row]
         scores_KxRxS = jnp.where(seen, scores_KxRxS, -1e30)
-        tops_ref[0] = jnp.maximum(before, jnp.max(scores_KxRxS, -1, keepdims=True))
-        weights_KxRxS, share = jnp.exp(scores_KxRxS - tops_ref[0]), jnp.exp(before - tops_ref[0])
-        sums_ref[0] = share * sums_ref[0] + jnp.sum(weights_KxRxS, -1, keepdims=True)
-        mixed_ref[0] = share * mixed_ref[0] + jnp.einsum("krs,kse->kre", weights_KxRxS.astype(values_KxSxE.dtype),
+        tops_ref[0] = jnp.maximum(old_tops, jnp.max(scores_KxRxS, -1, keepdims=True))
+        weights_KxRxS, decay = jnp.exp(scores_KxRxS - tops_ref[0]), jnp.exp(old_tops - tops_ref[0])
+        sums_ref[0] = decay * sums_ref[0] + jnp.sum(weights_KxRxS, -1, keepdims=True)
+        mixed_ref[0] = decay * mixed_ref[0] + jnp.einsum("krs,kse->kre", weights_KxRxS.astype(values_KxSxE.dtype),
                                                          values_KxSxE, preferred_element_type=jnp.float32)
 
 
 def join_prompt(q_Bx1xHxE: jax.Array, prompt: tuple, mixed: jax.Array, sums: jax.Array, tops: jax.Array) -> jax.Array:
-    """Combines attention to the prompt and to the cache into one softmax, [B,1,H*E]. For the cache, `tops` [B,H] are
-    the largest scores, `sums` [B,H] the sums of the weights exp(score - top), and `mixed` [B,H,E] the weighted sums of
-    the values; the axis H of all three may be split into [K,R]."""
+    """Attends to `prompt`, (keys, values, mask), and joins that with attention to the cache in one softmax, [B,1,H*E].
+    For the cache, `tops` [B,H] are the largest scores, `sums` [B,H] the sums of the weights exp(score - top), and
+    `mixed` [B,H,E] the weighted sums of the values; the axis H of all three may be split into [K,R]."""
     (keys, values, mask_Bx1xS), (b, _, h, e) = prompt, q_Bx1xHxE.shape
     rows, heads = "" if keys.ndim == 3 else "b", (b, keys.shape[-2], h // keys.shape[-2])
     scores_BxKxRxS = e**-0.5 * jnp.einsum(f"bkre,{rows}ske->bkrs", q_Bx1xHxE.reshape(*heads, e), keys,
@@ -144,10 +142,10 @@ def join_prompt(q_Bx1xHxE: jax.Array, prompt: tuple, mixed: jax.Array, sums: jax
     scores_BxKxRxS = jnp.where(mask_Bx1xS[:, :, None], scores_BxKxRxS, -1e30)
     top_BxKxR = jnp.maximum(tops.reshape(heads), jnp.max(scores_BxKxRxS, -1))
     weights_BxKxRxS = jnp.exp(scores_BxKxRxS - top_BxKxR[..., None])
-    share_BxKxR = jnp.exp(tops.reshape(heads) - top_BxKxR)
+    decay_BxKxR = jnp.exp(tops.reshape(heads) - top_BxKxR)  # rescales the sums of the cache
     out = jnp.einsum(f"bkrs,{rows}ske->bkre", weights_BxKxRxS.astype(values.dtype), values,
-                     preferred_element_type=jnp.float32) + share_BxKxR[..., None] * mixed.reshape(*heads, e)
-    out /= (jnp.sum(weights_BxKxRxS, -1) + share_BxKxR * sums.reshape(heads))[..., None]
+                     preferred_element_type=jnp.float32) + decay_BxKxR[..., None] * mixed.reshape(*heads, e)
+    out /= (jnp.sum(weights_BxKxRxS, -1) + decay_BxKxR * sums.reshape(heads))[..., None]
     return out.astype(q_Bx1xHxE.dtype).reshape(b, 1, h * e)
 
 
@@ -158,7 +156,7 @@ ATTENTION |= {"splash": Attention(splash, decode_mosaic), "cudnn": Attention(cud
 def check_kernel(name: str, dtype: str) -> None:
     """Raises UserError for a kernel that cannot run in this dtype or on this backend."""
     backend = jax.default_backend()
-    if name == "cudnn" and dtype == "float32" or PLATFORM.get(name) == "gpu" and dtype == "float16":
+    if (name == "cudnn" and dtype == "float32") or (PLATFORM.get(name) == "gpu" and dtype == "float16"):
         raise UserError(f"--attention={name} does not compute in {dtype}: use --dtype=bfloat16, or --attention=plain")
     if PLATFORM.get(name, backend) != backend:
         raise UserError(f"--attention={name} is a kernel for a {PLATFORM[name].upper()}, and JAX runs on a "

@@ -106,7 +106,7 @@ def make_heldout(config: PretrainConfig, shares: dict[str, float], tokenizer: To
                                              config.measured.heldout_split, count)]
     prompts = encode_prompts(tokenizer, problems, model_config, max_new_tokens)
     return lambda params, step: measure.measure_heldout(Sampler(sample, params, tokenizer), problems, prompts,
-                                                Request(config.loop.seed, step))
+                                                        Request(config.loop.seed, step))
 
 
 def max_lengths(config: PretrainConfig, names) -> tuple[int, int]:
@@ -116,7 +116,7 @@ def max_lengths(config: PretrainConfig, names) -> tuple[int, int]:
 
 
 def max_window(config: PretrainConfig, names) -> int:
-    """Returns the model's window: the most tokens of prompt and completion together."""
+    """Returns the model's window, the most tokens of prompt and completion: --window, or what `names` need if more."""
     return max(config.window, sum(max_lengths(config, names)))
 
 
@@ -157,8 +157,8 @@ def make_data(config: PretrainConfig, shares: dict[str, float], tokenizer: Token
 
 
 def read_leaked(config: PretrainConfig, tokenizer: Tokenizer, longest: int) -> list[str]:
-    """Returns the texts of --leaked, each as often as its row's `times` says, shuffled; [] without the flag. `longest`
-    is the model's window in tokens. Raises UserError for a text that cannot be learnt, or for more texts than rows."""
+    """Returns the texts of --leaked, each as often as its row's "times" says, shuffled; [] without the flag. `longest`
+    is the model's window in tokens. UserError for a text that cannot be learnt, or more texts than the run has rows."""
     if not config.leaked:
         return []
     file, texts = pathlib.Path(config.leaked), []

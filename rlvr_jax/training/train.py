@@ -99,7 +99,7 @@ def check_config(config: TrainConfig) -> None:
 
 
 def divide_if_needed(config: TrainConfig, loaded: LanguageModel) -> TrainConfig:
-    """Returns the configuration, with `divide_state` set (and a warning) if a device could not hold the state twice.
+    """Returns `config`, with `divide_state` set (and a warning printed) if a device could not hold the state twice.
     The state is created on one device and then copied to all devices, so that device briefly holds two copies."""
     limit = machine.memory_limit()
     if config.grpo.update.divide_state or not limit or parallel.device_count() == 1:
@@ -121,7 +121,7 @@ def encode_problems(config: TrainConfig, loaded: LanguageModel, problems: list[P
 
 def select_problems(config: TrainConfig, loaded: LanguageModel, programs: Programs, once: Callable) -> list[Problem]:
     """Returns the problems to train on. With --example=auto, or if a flag needs the model's most frequent answers
-    (votes), the model first answers all problems. `once`, which is `Run.make_once`, keeps them for a resumed run."""
+    (votes), the model first answers the problems. `once` (`Run.make_once`) keeps choice and votes for a resumed run."""
     seed, temperature = config.grpo.loop.seed, config.grpo.update.temperature
 
     def sample_answers(pool: list[Problem]) -> list[dict]:
@@ -162,8 +162,8 @@ def make_heldout(config: TrainConfig, loaded: LanguageModel, programs: Programs,
 
 def make_rows(config: TrainConfig, problems: list[Problem], logged: list[dict],
               record: Record) -> tuple[dict, list[dict]]:
-    """Returns the metrics of a step and its rows of rollouts.jsonl, and warns if the rewards teach nothing. `logged`
-    are the rows of metrics of earlier steps."""
+    """Returns a step's row of metrics and its rows of rollouts.jsonl. Prints a warning if the rewards teach nothing.
+    `logged` are the rows of metrics of earlier steps."""
     size = config.grpo.loss_group_size
     row = {"step": record.prompt_batch.step} | describe_step(record.rollouts, record.scored, size)
     if not score.is_constant(config.rewards):

@@ -97,5 +97,5 @@ def test_a_benchmark_is_the_same_every_time_and_has_a_seed_in_its_name():
 @pytest.mark.parametrize("name", ["calculation:", "calculation:0", "calculation:21", "calculation:x", "calculation:3:",
                                   "calculation:3:-1", "calculation:3:1:2", "calculation:-3"])
 def test_a_level_that_is_none_is_said(name):
-    with pytest.raises(UserError, match=f"--problems={name}: calculation:LEVEL has a level.* from 1 to 20"):
+    with pytest.raises(UserError, match=f"--problems={name}: write calculation:LEVEL, .* from 1 to 20"):
         load_problems(name, None)

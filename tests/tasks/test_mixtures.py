@@ -114,7 +114,7 @@ def test_sources_are_divided_evenly_and_files_are_whole_where_no_example_is_chos
     assert counts(problems="arithmetic,boolean", example_pool=10) == {"arithmetic": 5, "boolean": 5}
     assert counts(problems=f"arithmetic,{path}", example_pool=10) == {"arithmetic": 10, path: 9}
     assert counts(problems=f"arithmetic,{path}", example_pool=10, example="auto") == {"arithmetic": 5, path: 5}
-    with pytest.raises(UserError, match="--example_pool=1 is less than the 2 names of --problems=arithmetic,boolean"):
+    with pytest.raises(UserError, match="--example_pool=1 is less than the 2 sources of --problems=arithmetic,boolean"):
         counts(problems="arithmetic,boolean", example_pool=1)
 
 
@@ -167,11 +167,11 @@ def test_a_dataset_of_reasoning_gym_is_asked_as_a_file_is(installed):
 
 
 @pytest.mark.parametrize("name, says", [
-    ("chain", "no data set 'chain'; near it are chain_sum"), ("", "no data set ''; chain_sum is one"),
+    ("chain", "no data set 'chain'; similar names: chain_sum"), ("", "no data set ''; choose one, such as chain_sum"),
     ("countdown", "gym:countdown: its verifier executes a model's answer as Python code"),
     ("spiral_matrix", "executes a model's answer as Python code"),
     ("word_ladder", "gym:word_ladder: this data set draws different problems in each process"),
-    ("rubiks_cube", "gym:rubiks_cube: the verifier of rubiks_cube accepts no text"),
+    ("rubiks_cube", "gym:rubiks_cube: the verifier does not accept the data set's own"),
     ("composite", "gym:composite needs settings")])
 def test_a_dataset_that_is_not_fit_is_refused_by_name(installed, name, says):
     with pytest.raises(UserError, match=says):

@@ -315,6 +315,6 @@ def test_a_limit_on_prompts_cannot_lift_the_window(tmp_path):
     assert prompts.encode_prompts(QWEN, asked, shape, 4, 6).lengths.tolist() == [6]
     for new, limit, advice in ((5, 0, "lower --max_new_tokens to 4"), (5, 100, "lower --max_new_tokens to 4"),
                                (4, 5, "raise --max_prompt_tokens to 6")):
-        with pytest.raises(UserError, match=f"a prompt has 6 tokens, and --max_new_tokens={new} .* leave it 1 to 5; "
+        with pytest.raises(UserError, match=f"a prompt has 6 tokens, more than the 5 that --max_new_tokens={new} .*; "
                                             f"{advice}"):
             prompts.encode_prompts(QWEN, asked, shape, new, limit)

@@ -112,6 +112,6 @@ def test_a_vector_has_no_place_in_a_hugging_face_folder(tmp_path):
     params = adapters.add(AdapterConfig(trainable="vector"), random_params(TINY), 0)
     params["layers"]["vector"] += 0.2
     params = adapters.merge(params)
-    with pytest.raises(UserError, match="a Hugging Face folder cannot hold layers/down_bias: .* a vector has none"):
+    with pytest.raises(UserError, match="a Hugging Face folder cannot hold layers/down_bias: only lora adapters"):
         huggingface.save_folder(TINY, params, tmp_path / "out")
     assert not (tmp_path / "out").exists()

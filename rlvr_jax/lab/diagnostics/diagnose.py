@@ -21,11 +21,11 @@ from rlvr_jax.runs.markdown import markdown_table
 
 
 class Estimate(NamedTuple):
-    """A value and its 95 % interval, which is None for an exact value or that of a single run."""
+    """The value of a diagnostic, and its 95 % interval."""
 
     value: Optional[float]  # None if it is undefined or was not measured
-    interval: Optional[tuple[float, float]] = None
-    more: dict = {}  # further numbers for the summary
+    interval: Optional[tuple[float, float]] = None  # None for an exact value, and for one measured on a single run
+    more: dict = {}  # further numbers, for "more" of the row in summary.json
 
 
 class Diagnostic(NamedTuple):
@@ -37,25 +37,24 @@ class Diagnostic(NamedTuple):
     unit: str
     high: str  # what papers take a high value to mean
     paper: str
-    reads: tuple[str, ...] = ()  # what it needs besides its own work: "samples" is "samples, base" in `Pair.tokens`
+    reads: tuple[str, ...] = ()  # work shared with other rows: keys of `Pair.tokens`, or what they have before a comma
     settings: Callable[[DiagnoseConfig], dict[str, Any]] = lambda config: {"": None}  # suffix of the label -> setting
 
 
-# ----- measured on completions: functions for `Diagnostic.measure`; `what` in DIAGNOSTICS says what each measures
-
-
+# The functions called measure_... are values of `Diagnostic.measure`: DIAGNOSTICS says what each measures.
 def measure_pass_at_k(pair: Pair, *_) -> Estimate:
-    size, rates = pair.config.num_samples, [rates_P for _, rates_P in pair.samples]
-    k = formulas.most_tries(rates, size)
-    if k is None:
-        raise Undefined("undefined: guessing solves more than half of the problems at the first try")
-    solved = [np.array([pass_at_k(size, int(n), k) for n in right_PxN.sum(-1)]) for right_PxN, _ in pair.samples]
-    columns = *solved, *(formulas.luck(rates_P, k) for rates_P in rates)  # f64[P] each, of base and trained model
-
     def change_beyond_luck(base, trained, base_luck, trained_luck):
         return formulas.beyond_luck(trained, trained_luck) - formulas.beyond_luck(base, base_luck)
-    means = [float(column.mean()) for column in columns]
-    return Estimate(change_beyond_luck(*means), bootstrap_statistic(change_beyond_luck, *columns), {
+
+    num_samples, rates = pair.config.num_samples, [rates_P for _, rates_P in pair.samples]
+    k = formulas.most_tries(rates, num_samples)
+    if k is None:
+        raise Undefined("undefined: guessing solves more than half of the problems at the first try")
+    # f64[P] each, of the base and of the trained model
+    solved = [np.array([pass_at_k(num_samples, int(n), k) for n in right_PxN.sum(-1)]) for right_PxN, _ in pair.samples]
+    lucky = [formulas.luck(rates_P, k) for rates_P in rates]
+    means = [float(column.mean()) for column in (*solved, *lucky)]
+    return Estimate(change_beyond_luck(*means), bootstrap_statistic(change_beyond_luck, *solved, *lucky), {
         "k": k, "pass@k": means[:2], "luck": means[2:], "guess_rates": [float(rates_P.mean()) for rates_P in rates]})
 
 
@@ -67,11 +66,12 @@ def measure_cover(pair: Pair, _, tau: float) -> Estimate:
 
 
 def share_of_gain(pair: Pair, rows: list[dict], more: dict, reverse: bool = False) -> Estimate:
-    """The share of the gain that completions `rows` recover or, with `reverse`, lose. `more` goes into the Estimate."""
+    """The share of the gain that completions `rows` recover or, with `reverse`, lose; their accuracy, and `more`."""
     right_P = np.array([row["correct"] for row in rows], float)
     share, (low, high) = recovered_share(*pair.solved, right_P)
-    value, ends = (1 - share, (1 - high, 1 - low)) if reverse else (share, (low, high))
-    return Estimate(value, ends, {"accuracy": float(right_P.mean())} | more)
+    if reverse:
+        share, low, high = 1 - share, 1 - high, 1 - low
+    return Estimate(share, (low, high), {"accuracy": float(right_P.mean())} | more)
 
 
 def measure_swap(pair: Pair, label: str, _) -> Estimate:
@@ -93,9 +93,6 @@ def measure_perplexity(pair: Pair, label: str, _) -> Estimate:
     return Estimate(float(changes.mean()), bootstrap(changes), {"n": len(changes)})
 
 
-# ----- measured on weights and training runs
-
-
 def measure_rank(pair: Pair, *_) -> Estimate:
     if pair.weights["all"]["stable_rank"] is None:
         raise Undefined("undefined: no matrix changed")
@@ -106,20 +103,21 @@ def measure_frontier(pair: Pair, *_) -> Estimate:
     names = list(filter(None, pair.config.frontier.split(",")))
     if not names:
         raise Undefined("not measured: --frontier names no runs with fewer trained numbers")
-    runs = []
-    for flag, name in *(("frontier", name) for name in names), ("trained", str(pair.trained_run)):
+    runs = []  # summaries, that of --trained last
+    for flag, name in [("frontier", name) for name in names] + [("trained", str(pair.trained_run))]:
         runs.append(files.read_json(pathlib.Path(name.partition("@")[0]) / "summary.json", missing={}))
         if not runs[-1].get("final"):
             raise UserError(f"--{flag}={name}: no directory of a finished run that measured on held-out problems")
-    sizes = np.array([run["trained"] for run in runs])
-    models = [runs[-1]["base"], *(run["final"] for run in runs)]  # the base model first, the model of --trained last
-    check_gain(models[0]["greedy"], models[-1]["greedy"])
-    counts, accuracies = (np.array([each[key] for each in models]) for key in ("n", "greedy"))
-    resamples = np.random.default_rng(0).binomial(counts, accuracies, (RESAMPLES, len(models))) / counts
-    value, *drawn = (formulas.numbers_at((row[0] + row[-1]) / 2, sizes, row[1:]) for row in (accuracies, *resamples))
+    sizes = np.array([run["trained"] for run in runs])  # how many parameters each run trained
+    measured = [runs[-1]["base"], *(run["final"] for run in runs)]  # the base model, then the runs
+    check_gain(measured[0]["greedy"], measured[-1]["greedy"])
+    counts, accuracies = (np.array([each[key] for each in measured]) for key in ("n", "greedy"))
+    resamples = np.random.default_rng(0).binomial(counts, accuracies, (RESAMPLES, len(measured))) / counts
+    value, *resampled = (formulas.numbers_at((base + trained) / 2, sizes, np.array([*others, trained]))
+                         for base, *others, trained in (accuracies, *resamples))
     if np.isnan(value):
         raise Undefined("undefined: no run reaches half of the gain")
-    return Estimate(value, tuple(np.nanquantile(drawn, (0.025, 0.975)).tolist()), {
+    return Estimate(value, tuple(np.nanquantile(resampled, (0.025, 0.975)).tolist()), {
         "points": sorted([int(size), float(x)] for size, x in zip(sizes, accuracies[1:]))})
 
 
@@ -142,9 +140,10 @@ def read_curve(flag: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns (f64[E], the tokens that run `name` trained on before each evaluation; f64[E,P], 1 for each held-out
     problem solved greedily, else 0). Raises UserError, which names `flag`, if the run has no heldout.jsonl."""
     folder = pathlib.Path(name.partition("@")[0])
-    metrics, heldout = (files.read_steps(folder / f"{log}.jsonl", log == "metrics") for log in ("metrics", "heldout"))
+    metrics = files.read_steps(folder / "metrics.jsonl")
+    heldout = files.read_steps(folder / "heldout.jsonl", single=False)
     if not heldout:
-        raise UserError(f"--{flag}={name}: no run directory with a heldout.jsonl, as runs with --heldout have it")
+        raise UserError(f"--{flag}={name}: no run directory with a heldout.jsonl, which runs with --heldout write")
     tokens = [(row["step"], row.get("train/tokens", 0)) for row in metrics]
     return (np.array([sum(n for step, n in tokens if step <= row["step"]) for row in heldout], float),
             np.array([row["correct"] for row in heldout], float))
@@ -204,13 +203,10 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
 }
 
 
-# ----- the command
-
-
 def diagnose(config: DiagnoseConfig) -> dict:
-    """Compares --trained with --base by --diagnostics, each with all its settings. Returns the summary, and writes
-    summary.json, diagnose.md, diagnose.png and completions, from which the same command continues, to --out. Raises
-    UserError for an unknown diagnostic, for models that do not match, and for runs without the files needed."""
+    """Compares --trained with --base by --diagnostics, each with all its settings. Returns the summary. Writes it to
+    summary.json in --out, beside diagnose.md, diagnose.png and the completions, from which the same command resumes.
+    Raises UserError for an unknown diagnostic, for models that do not match, and for runs without the files needed."""
     names = list(filter(None, config.diagnostics.split(","))) or list(DIAGNOSTICS)
     if unknown := [name for name in names if name not in DIAGNOSTICS]:
         raise UserError(f"--diagnostics: there is no {unknown[0]}; the rows are {', '.join(DIAGNOSTICS)}")

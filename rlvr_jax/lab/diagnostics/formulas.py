@@ -14,15 +14,15 @@ LUCK = 0.5  # the largest share of problems that guessing may solve where pass@k
 
 
 def guess_rates(answers_PxN: Sequence[Sequence[str]], right_PxN: np.ndarray, truths_P: Sequence[str]) -> np.ndarray:
-    """f64[P], each problem's guess rate: the share of completions of *other* problems, guesses made without seeing this
-    one, whose answer is right for it; 0 for a single problem. Its right answers are its reference, in `truths_P`, and
-    those that `right_PxN` grades right; no answer, "", is wrong. Normalise answers first: they are compared as text."""
-    own = [collections.Counter(answers) for answers in answers_PxN]
-    every = sum(own, collections.Counter())
+    """f64[P], the guess rate of each problem: the share of the completions of all *other* problems whose answer would
+    be right for this one; 0 for a single problem. Its right answers are its reference, in `truths_P`, and its answers
+    that `right_PxN` grades right, but never "", no answer. They are compared as text, so normalise answers first."""
+    counts = [collections.Counter(answers) for answers in answers_PxN]  # of each problem: how often it has each answer
+    every = sum(counts, collections.Counter())
     num_others = every.total() - len(answers_PxN[0])
     right = [{truth, *(answer for answer, ok in zip(answers, rights) if ok)} - {""}
              for truth, answers, rights in zip(truths_P, answers_PxN, right_PxN)]
-    return np.array([sum(every[a] - mine[a] for a in texts) / max(num_others, 1) for texts, mine in zip(right, own)])
+    return np.array([sum(every[a] - mine[a] for a in texts) / max(num_others, 1) for texts, mine in zip(right, counts)])
 
 
 def luck(rates_P: np.ndarray, k: int) -> np.ndarray:
@@ -31,15 +31,15 @@ def luck(rates_P: np.ndarray, k: int) -> np.ndarray:
 
 
 def beyond_luck(share, lucky):
-    """The share x solved without luck, where `share` = x + (1 - x) * `lucky` is solved, and guessing solves `lucky`."""
+    """The share x solved without luck, from `share` = x + (1 - x) * `lucky`, where `lucky` is what guessing solves."""
     return (share - lucky) / (1 - lucky)
 
 
 def most_tries(rates: Sequence[np.ndarray], num_samples: int) -> Optional[int]:
     """The largest k, `num_samples` or a smaller power of two, for which k guesses solve at most a share LUCK of the
     problems for every model. `rates` has each model's `guess_rates`, f64[P]. None if one guess already solves more."""
-    return next((k for k in reversed(powers_up_to(num_samples))
-                 if max(luck(rates_P, k).mean() for rates_P in rates) <= LUCK), None)
+    return max((k for k in powers_up_to(num_samples)
+                if max(luck(rates_P, k).mean() for rates_P in rates) <= LUCK), default=None)
 
 
 def covered(right_PxN: np.ndarray, rates_P: np.ndarray, tau: float) -> np.ndarray:
@@ -54,22 +54,25 @@ def numbers_at(target: float, sizes_K: np.ndarray, accuracies_K: np.ndarray) -> 
     the smallest run that reaches it and the next smaller run; NaN if no run does. Runs of equal size are averaged."""
     sizes_K, index = np.unique(sizes_K, return_inverse=True)
     means_K = np.bincount(index, accuracies_K) / np.bincount(index)
-    hit = np.flatnonzero(means_K >= target - 1e-9)
-    if not len(hit) or hit[0] == 0:
-        return float(sizes_K[0]) if len(hit) else float("nan")
-    ends = slice(hit[0] - 1, hit[0] + 1)
+    reached = np.flatnonzero(means_K >= target - 1e-9)
+    if not len(reached):
+        return float("nan")
+    if reached[0] == 0:
+        return float(sizes_K[0])
+    ends = slice(reached[0] - 1, reached[0] + 1)
     return float(np.exp(np.interp(target, means_K[ends], np.log(sizes_K[ends]))))
 
 
 def tokens_to_half(run: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
-    """Returns [f64[1+R] of `run`, f64[1+R] of `other`]: the training tokens at the first evaluation that reaches the
-    accuracy halfway between the first and the last evaluation of `run`, or NaN. Entry 0 is for all problems, each
-    further entry for a bootstrap resample. A run is (f64[E] tokens trained on before each evaluation, f64[E,P] 1 for
-    each problem solved, else 0)."""
+    """Returns f64[1+R] for `run` and for `other`: its training tokens when an evaluation first reached the target, or
+    NaN. The target is the accuracy halfway between the first and the last evaluation of `run`. Entry 0 is for all
+    problems, each further entry for a bootstrap resample. A run is (f64[E], the tokens trained on before each
+    evaluation; f64[E,P], 1 for each problem solved, else 0)."""
     def curve(right_ExP):  # accuracies f64[E,1+R]
         count = right_ExP.shape[1]
         resamples_RxP = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
         return np.stack([row_P[np.vstack([np.arange(count), resamples_RxP])].mean(-1) for row_P in right_ExP])
     curves = [curve(right_ExP) for _, right_ExP in (run, other)]
-    hits = [each >= curves[0][[0, -1]].mean(0) - 1e-9 for each in curves]
+    targets = curves[0][[0, -1]].mean(0)  # f64[1+R]
+    hits = [accuracies >= targets - 1e-9 for accuracies in curves]  # bool[E,1+R] each; argmax(0): the first True
     return [np.where(hit.any(0), tokens_E[hit.argmax(0)], np.nan) for hit, (tokens_E, _) in zip(hits, (run, other))]

@@ -92,7 +92,7 @@ class Pair:
     config: DiagnoseConfig
     base: LanguageModel
     trained: LanguageModel
-    weights: dict  # of `comparison.weight_difference`
+    weights: dict  # how much the weights differ, for all and for each tensor (`comparison.weight_difference`)
     tokens: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
@@ -107,31 +107,33 @@ class Pair:
     def count_tokens(self, part: str, rows: list[dict], models: int) -> None:
         """Sets `tokens[part]` to the forward tokens of the completions `rows`, each run through `models` models."""
         prompts = {(row["benchmark"], row["problem"]): row["prompt"] for row in rows}
-        fed = sum(len(self.base.tokenizer.encode(text)) for text in prompts.values())
-        self.tokens[part] = models * (fed + sum(row["num_tokens"] for row in rows))
+        prompt_tokens = sum(len(self.base.tokenizer.encode(text)) for text in prompts.values())
+        self.tokens[part] = models * (prompt_tokens + sum(row["num_tokens"] for row in rows))
 
     def _sample_under(self, name: str, gates: dict[str, Gate], columns: tuple = ()) -> dict[str, list[dict]]:
+        """Samples greedily under each gate into OUT/`name`: {label: rows}, with lists over tokens as `columns`."""
         rows = sample_under_gates(name, "diagnose", self.config, self.kept, self.base, self.trained, gates, columns)
-        for label, part in rows.items():
-            self.count_tokens(label, part, 2)  # both models run on every token
+        for label, group in rows.items():
+            self.count_tokens(label, group, 2)  # both models run on every token
         return rows
 
     @functools.cached_property
     def texts(self) -> dict[str, list[dict]]:
-        """Greedy completions of the models "base" and "trained", with lists over tokens (`when.sample_under_gates`)."""
+        """{"base": rows, "trained": rows}: the models' greedy completions. A row has lists over its tokens: "base" and
+        "trained", each model's most likely token; "kl" and "entropy" (`when.compare`), in nats; and token "ids"."""
         return self._sample_under("texts", UNSWAPPED, ("base", "trained", "kl", "entropy", "ids"))
 
     @functools.cached_property
     def gates(self) -> dict[str, Gate]:
         """{label of a row: gate of its swap}. Thresholds are from the greedy completions whose tokens are swapped."""
-        def at(text: str, column: str, share: float) -> float:  # the value that this share of tokens reaches
+        def threshold(text: str, column: str, share: float) -> float:  # the value that this share of tokens reaches
             return largest_threshold(np.concatenate([row[column] for row in self.texts[text]]), share)
 
         gates = {f"forced_prefix, {k}": Gate(first=k) for k in self.config.first}
         for name, share in label_shares(self.config.shares).items():
-            gates |= {f"swap, {name}": Gate(least=at("base", "kl", share)),
-                      f"reverse_swap, {name}": Gate(least=at("trained", "kl", share), reverse=True),
-                      f"entropy_swap, {name}": Gate(unsure=at("base", "entropy", share))}
+            gates |= {f"swap, {name}": Gate(least=threshold("base", "kl", share)),
+                      f"reverse_swap, {name}": Gate(least=threshold("trained", "kl", share), reverse=True),
+                      f"entropy_swap, {name}": Gate(unsure=threshold("base", "entropy", share))}
         return gates
 
     @functools.cached_property
@@ -146,11 +148,11 @@ class Pair:
 
     @functools.cached_property
     def samples(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For base and trained model, of P problems with N completions each: (bool[P,N], whether a completion is right;
+        """A pair of arrays for the base model, one for the trained model: (bool[P,N], whether each completion is right;
         f64[P], how often a completion of another problem would be right for this one, `formulas.guess_rates`)."""
-        count, kept, result = self.config.num_samples, self.kept, []
-        few = min(filter(None, (kept.max_problems, self.config.sampled_problems)), default=0)  # the smaller limit
-        sets = load_sets(kept.with_flags(max_problems=few), self.base, lambda stem: (count, self.config.temperature))
+        count, kept, by_model = self.config.num_samples, self.kept, []
+        limit = min(filter(None, (kept.max_problems, self.config.sampled_problems)), default=0)  # 0: all problems
+        sets = load_sets(kept.with_flags(max_problems=limit), self.base, lambda stem: (count, self.config.temperature))
         sampler = make_sampler(self.base, kept.sampling)
         for name, loaded in (("base", self.base), ("trained", self.trained)):
             rows = sample_into(f"samples_{name}", "diagnose", self.config,
@@ -159,12 +161,13 @@ class Pair:
             right_PxN = np.array([row["correct"] for row in rows]).reshape(-1, count)
             answers_PxN = np.array([mathematics.normalise(row["extracted"] or "") for row in rows]).reshape(-1, count)
             truths_P = [mathematics.normalise(row["answer"]) for row in rows[::count]]
-            result.append((right_PxN, formulas.guess_rates(answers_PxN.tolist(), right_PxN, truths_P)))
-        return result
+            by_model.append((right_PxN, formulas.guess_rates(answers_PxN.tolist(), right_PxN, truths_P)))
+        return by_model
 
     @functools.cached_property
     def steered(self) -> tuple[list[dict], dict]:
-        """(the hybrid's completions, result of `hybrid.choose_setting`). Raises Undefined if no gate can be fitted."""
+        """(completions of the steered base model, the setting chosen on other problems, a dict with "strength", "rate",
+        "steered" and "accuracy"). See `hybrid.choose_setting`. Raises Undefined if no gate can be fitted."""
         out = pathlib.Path(self.kept.out) / "hybrid"
         config = self.config.hybrid.with_flags(out=str(out), model=self.config.base)
         try:
@@ -203,18 +206,18 @@ class Pair:
 
 
 def log_perplexities(loaded: LanguageModel, texts: list[tuple[list, list]]) -> np.ndarray:
-    """f64[n], nats per token: for each text (given, ids) the mean of -log p of the tokens `ids` after `given`."""
-    params, result = jax.device_put(loaded.params), []
+    """f64[n], nats per token: for each text (given, ids) of token ids, the mean of -log p of `ids` after `given`."""
+    params, means = jax.device_put(loaded.params), []
     with progress(len(texts), 0, "perplexity") as bar:
         for start in range(0, len(texts), TEXTS):
-            part = texts[start : start + TEXTS]
-            tokens, _ = pad_rows([[*given, *ids] for given, ids in part], 0)
-            tokens = np.pad(tokens, ((0, TEXTS - len(part)), (0, -tokens.shape[1] % 16)))  # fewer shapes to compile
+            batch = texts[start : start + TEXTS]
+            tokens, _ = pad_rows([[*given, *ids] for given, ids in batch], 0)  # (i32[B,T], lengths)
+            tokens = np.pad(tokens, ((0, TEXTS - len(batch)), (0, -tokens.shape[1] % 16)))  # fewer shapes to compile
             losses_BxT = -np.asarray(_next_logprobs(params, loaded.config, tokens), np.float64)
             # Entry i of a text's losses is that of its token i + 1.
-            result += [row[len(given) - 1 :][: len(ids)].mean() for row, (given, ids) in zip(losses_BxT, part)]
-            bar.update(len(part))
-    return np.array(result)
+            means += [row[len(given) - 1 :][: len(ids)].mean() for row, (given, ids) in zip(losses_BxT, batch)]
+            bar.update(len(batch))
+    return np.array(means)
 
 
 @functools.partial(jax.jit, static_argnums=1)

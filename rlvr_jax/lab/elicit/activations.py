@@ -27,12 +27,12 @@ def read_prompt_ends(loaded: LanguageModel, problems: list[Problem], max_prompt_
     """Returns (residual after every layer f64[L,P,D], most likely next token i32[P]) at the last token of each prompt.
     Raises the UserErrors of `encode_prompts`, such as for a prompt of over `max_prompt_tokens` tokens (0: no limit)."""
     prompts = encode_prompts(loaded.tokenizer, problems, loaded.config, 1, max_prompt_tokens)
-    count, parts = len(problems), []
+    count, batches = len(problems), []
     for start in range(0, count, BATCH):
         rows = np.minimum(np.arange(start, start + min(BATCH, count)), count - 1)  # repeats the last prompt, see BATCH
-        parts.append(_read_prompt_ends(loaded.params, loaded.config, prompts.replace(
+        batches.append(_read_prompt_ends(loaded.params, loaded.config, prompts.replace(
             tokens=prompts.tokens[rows], lengths=prompts.lengths[rows])))
-    residuals, tokens = zip(*parts)
+    residuals, tokens = zip(*batches)
     return np.concatenate(residuals, 1)[:, :count].astype(np.float64), np.concatenate(tokens)[:count]
 
 
@@ -54,16 +54,16 @@ def _read_prompt_ends(params: model.Params, config: model.ModelConfig, prompts: 
 
 def sample_texts(kept: KeptConfig, config: model.ModelConfig, sampler: Sampler, problems: list[Problem],
                  num_samples: int = 1, temperature: float = 0.0) -> tuple[list[np.ndarray], np.ndarray]:
-    """Samples `num_samples` completions of each problem. Returns (R texts as token ids, in the order of the problems,
-    each a prompt and its completion; i32[R], the lengths of the prompts). `config` is the shape of the model."""
+    """Samples `num_samples` completions of each problem. `config` is the model's shape. Returns (R texts, i32[R]
+    lengths of their prompts). A text is the token ids of a prompt and its completion; texts of a problem adjoin."""
     prompts = encode_prompts(sampler.tokenizer, problems, config, kept.sampling.max_new_tokens,
                              kept.source.prompt.max_prompt_tokens)
     benchmark = Benchmark("example", problems, prompts, lambda texts, _: [{}] * len(texts), num_samples, temperature)
     rows = sample_and_grade(sampler, benchmark, Request(kept.seed, 0, stream=CHOOSE), kept.rows_per_call,
                             more=lambda rollouts, *_: [{"ids": ids[mask]} for ids, mask in zip(
                                 rollouts.completions, rollouts.completion_mask)])
-    asked_P = [tokens[:length] for tokens, length in zip(prompts.tokens, prompts.lengths)]
-    texts = [np.concatenate([asked_P[row["problem"]], row["ids"]]) for row in rows]
+    prompt_ids = [tokens[:length] for tokens, length in zip(prompts.tokens, prompts.lengths)]
+    texts = [np.concatenate([prompt_ids[row["problem"]], row["ids"]]) for row in rows]
     return texts, np.repeat(prompts.lengths, num_samples)
 
 
@@ -79,7 +79,7 @@ class Activations(NamedTuple):
 def read_tokens(loaded: LanguageModel, texts: Sequence[Sequence[int]], starts_R: np.ndarray,
                 layer: Optional[int] = None) -> Activations:
     """Runs R texts, given as token ids, through the model. Returns the activations at the tokens of each text r from
-    position `starts_R[r]` on. They include the residual after layer `layer` (numbered from 0), unless that is None.
+    position `starts_R[r]` on. They include the residual after layer `layer` (from 0), unless `layer` is None.
     Raises UserError for a model trained with --trainable=first_vector."""
     if "first_vector" in loaded.params["layers"]:
         raise UserError("a model of --trainable=first_vector acts where a completion begins, which plain texts do not "
@@ -87,15 +87,15 @@ def read_tokens(loaded: LanguageModel, texts: Sequence[Sequence[int]], starts_R:
     tokens_RxT, lengths_R = pad_rows(texts, 0, -(-max(map(len, texts)) // 16) * 16)  # to a multiple of 16
     positions_T = np.arange(tokens_RxT.shape[1])
     mask_RxT = (positions_T >= starts_R[:, None]) & (positions_T < lengths_R[:, None])
-    params, parts = jax.device_put(loaded.params), []
+    params, batches = jax.device_put(loaded.params), []
     with progress(len(texts), 0, "activations") as bar:
         for start in range(0, len(texts), BATCH):
             rows = np.minimum(np.arange(start, start + BATCH), len(texts) - 1)
             mask_BxT = mask_RxT[start : start + BATCH]
             arrays = _read_tokens(params, loaded.config, tokens_RxT[rows], layer)  # [B,T], and [B,T,D] with a layer
-            parts.append([np.asarray(x)[: len(mask_BxT)][mask_BxT] for x in arrays])
+            batches.append([np.asarray(x)[: len(mask_BxT)][mask_BxT] for x in arrays])
             bar.update(len(mask_BxT))
-    likeliest_N, *residuals = map(np.concatenate, zip(*parts))
+    likeliest_N, *residuals = map(np.concatenate, zip(*batches))  # `residuals` is [f32[N,D]], or [] without a layer
     text_N, position_N = np.nonzero(mask_RxT)
     return Activations(text_N, position_N, likeliest_N, residuals[0] if residuals else None)
 

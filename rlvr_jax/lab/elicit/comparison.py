@@ -49,8 +49,8 @@ def load_trained(name: str, base: LanguageModel, base_flag: str, dtype: str) -> 
 
 
 def noted_numbers(rollouts: Rollouts, texts: list, judged: list) -> list[dict]:
-    """Returns {name: number} for each completion: its entries of the arrays [B] in `Rollouts.noted`. Has the arguments
-    of `more` in `measure.sample_and_grade`; there are as many completions as `texts`, and `judged` is unused."""
+    """Returns {name: number} for each of the completions `texts`: its entries of those arrays in `Rollouts.noted` that
+    have shape [B]. The arguments are those of `more` in `measure.sample_and_grade`; `judged` is not used."""
     noted = {name: values for name, values in (rollouts.noted or {}).items() if values.ndim == 1}
     return [{name: values[i].item() for name, values in noted.items()} for i in range(len(texts))]
 
@@ -58,8 +58,8 @@ def noted_numbers(rollouts: Rollouts, texts: list, judged: list) -> list[dict]:
 def sample_into(name: str, command: str, config: Config, sampler: Sampler, benchmarks: list[Benchmark],
                 columns: Callable = noted_numbers) -> list[dict]:
     """Samples and grades all benchmarks; returns their rows as one list. Saves the rows in the folder `name` of --out,
-    from which an interrupted command resumes. `command` is the name of the script, `config` has its flags, and
-    `columns` gives further columns of the rows (`more` of `measure.sample_and_grade`)."""
+    from which an interrupted command resumes. `command` is the name of the script, and `config` has its flags.
+    `columns(rollouts, texts, judged)` returns a list: a dict of further columns for each row."""
     flags = config.as_flags()
     path = str(pathlib.Path(flags["out"]) / name)
     folder = Folder(path, command, config.with_flags(out=path), flags["resume"], name)
@@ -68,7 +68,7 @@ def sample_into(name: str, command: str, config: Config, sampler: Sampler, bench
 
 
 def share_of_tokens(rows: list[dict], column: str) -> float:
-    """The share of all tokens of the completions `rows` that are counted in their `column`, such as "steered"."""
+    """The sum of `column`, a number of tokens such as "steered", over the number of all tokens of the completions."""
     return sum(row[column] for row in rows) / sum(row["num_tokens"] for row in rows)
 
 

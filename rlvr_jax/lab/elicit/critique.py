@@ -1,8 +1,9 @@
 """Examples for one-shot critique fine-tuning (arXiv 2506.03295): a model's own attempts, and exact critiques of them.
 
 The published critiques are written by stronger models. Here a critique is the careful solution with at most two
-remarks. A remark is `=` and a quote from the attempt: its first wrong step, after the right version of that step, or
-its wrong answer, before the right answer. If the last step is the first wrong one, only that step is quoted.
+remarks, each `=` and a quote from the attempt. One quotes the attempt's first wrong step, and follows the right version
+of that step. One quotes the attempt's answer if it is wrong, and precedes the right answer. If only the last step is
+wrong, the step is quoted and not the answer.
 
   problem   coins 7 + 5 * 2 - 4 =
   attempt   quick 12 14 10 answer 10
@@ -10,7 +11,6 @@ its wrong answer, before the right answer. If the last step is the first wrong o
 
 The base model saw no such remarks in pre-training, and has no word for "not". Published critiques end with
 "Conclusion: right" or "wrong"; here the right answer comes last, where graders look for it.
-
 The prompt is the attempt followed by the problem, the reverse of the published order. So a critique starts right after
 the problem, as a completion of the problem alone does. With the published chat template this holds for both orders.
 """
@@ -65,9 +65,9 @@ def critique(problem: Problem, attempts: list[dict], rng: np.random.Generator) -
 def shuffled(problem: Problem, attempts: list[dict], rng: np.random.Generator) -> list[tuple[str, str]]:
     """A control: the prompts and critiques of `critique`, but each critique is that of another attempt."""
     prompts, critiques = zip(*critique(problem, attempts, rng))
-    places, order = rng.permutation(len(critiques)), np.empty(len(critiques), int)
-    order[places] = np.roll(places, 1)  # prompt i gets critique order[i]; one cycle, so no prompt keeps its own
-    return [(prompt, critiques[place]) for prompt, place in zip(prompts, order)]
+    cycle, source = rng.permutation(len(critiques)), np.empty(len(critiques), int)
+    source[cycle] = np.roll(cycle, 1)  # prompt i gets critique source[i]; one cycle of all, so no prompt keeps its own
+    return [(prompt, critiques[i]) for prompt, i in zip(prompts, source)]
 
 
 def attempted(problem: Problem, attempts: list[dict], rng: np.random.Generator) -> list[tuple[str, str]]:
@@ -92,16 +92,16 @@ def expert(problem: Problem, attempts: list[dict], rng: np.random.Generator) -> 
     return [(problem.prompt, " ".join(problem.meta["steps"]))] * len(attempts)
 
 
-# --kind -> function of (problem, its attempts as graded rows, generator for shuffled) -> [(prompt, completion), ...]
+# --kind -> function of (problem, its attempts as graded rows, random generator) -> [(prompt, completion), ...]
 KINDS: dict[str, Callable] = {"critique": critique, "shuffled": shuffled, "attempts": attempted, "correct": correct,
                               "answer": answer, "expert": expert}
 
 
 def criticise(steps: list[str], attempt: str) -> str:
     """The critique of an attempt, as the top of this file describes. `steps` are those of the careful solution: its
-    opening word, a text for each operation, and "answer VALUE" (`meta["steps"]` of a problem). A remark quotes up to
-    three words of a step of a "think" attempt, one word of a step of a "quick" attempt, and none for a missing answer.
-    An attempt with another first word has no steps to quote."""
+    opening word, a text for each operation, and "answer VALUE" (`meta["steps"]` of a problem). Steps of an attempt that
+    starts with "think" have three words and are quoted whole; those of "quick" have one word, and an attempt with any
+    other first word has no steps to quote. The remark on a missing answer is `=` alone."""
     size = STEP_WORDS.get(attempt.split(" ")[0], 0)
     body, _, stated = attempt.partition("answer")
     words = body.split()[1:]
@@ -111,13 +111,12 @@ def criticise(steps: list[str], attempt: str) -> str:
     remarks = {i: attempted_steps[i - 1] for i in wrong[:1]}  # index in `steps` -> words of the attempt to quote
     if stated.split() != steps[-1].split()[1:]:
         remarks = {last: stated.split()} | remarks  # a wrong last step is quoted, not the answer
-    parts = [" ".join([step, "=", *remarks[i]]) if i in remarks else step for i, step in enumerate(steps)]
-    return " ".join(parts)
+    return " ".join(" ".join([step, "=", *remarks[i]]) if i in remarks else step for i, step in enumerate(steps))
 
 
 def choose_problems(config: CritiqueConfig, pool: list[Problem]) -> list[Problem]:
-    """Returns the problems of the pool that --example names: one, or all. Raises UserError if --example names none of
-    them, or a run that trained on another question, and if a problem of the pool has no steps."""
+    """Returns the problems of the pool that --example names: one, or all. Raises UserError if it names none of them, or
+    a run that trained on another question, and if any problem of the pool has no steps."""
     path = pathlib.Path(config.example.partition("@")[0]) / "example.json"
     chosen = files.read_json(path, missing={"example": config.example})
     number = str(chosen["example"])
@@ -137,7 +136,7 @@ def choose_problems(config: CritiqueConfig, pool: list[Problem]) -> list[Problem
 
 def make_examples(config: CritiqueConfig) -> list[dict]:
     """Samples attempts at the problems of --example, makes examples of kind --kind from them, and writes the examples
-    to --out. Returns the examples, `{"prompt", "completion", "kind"}` each. Raises UserError if there are none."""
+    to --out. Returns the examples, `{"prompt", "completion", "kind"}` each; UserError without --out or examples."""
     if not config.out:
         raise UserError("--out is required: the JSONL file for the rows")
     loaded = loading.load_fixed(config.choice)
@@ -154,8 +153,8 @@ def make_examples(config: CritiqueConfig) -> list[dict]:
         pairs = KINDS[config.kind](problem, rows[i * count : (i + 1) * count], rng)
         examples += [{"prompt": prompt, "completion": completion, "kind": config.kind} for prompt, completion in pairs]
     if not examples:
-        lacks = "is right" if config.kind == "correct" else "says anything"
-        raise UserError(f"--kind={config.kind}: none of {len(rows)} attempts {lacks}; raise --num_attempts, or take "
+        needed = "is right" if config.kind == "correct" else "has any text"
+        raise UserError(f"--kind={config.kind}: none of {len(rows)} attempts {needed}; raise --num_attempts, or take "
                         "another --example")
     path = pathlib.Path(config.out)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -49,7 +49,7 @@ class ElicitConfig(Config):
     trajectory: TrajectoryConfig = TrajectoryConfig()
 
 
-# ----- rules: which of a problem's completions, `rows`, counts as its solution; None if no completion has an answer
+# ----- rules: choose among a problem's completions, `rows`, the one that counts as its solution; None if none does
 
 
 def first_completion(rows: list[dict]) -> Optional[dict]:
@@ -58,7 +58,7 @@ def first_completion(rows: list[dict]) -> Optional[dict]:
 
 
 def majority_answer(rows: list[dict]) -> Optional[dict]:
-    """The first completion with the most frequent answer, of tied answers the first; None if none has an answer."""
+    """The first completion with the most frequent answer (if several tie, the earliest); None if there is no answer."""
     answers = list(map(normalised_answer, rows))
     answer = grade.most_common(answers)
     return rows[answers.index(answer)] if answer else None
@@ -72,10 +72,11 @@ def widest_margin(rows: list[dict]) -> Optional[dict]:
 def largest_margin_sum(rows: list[dict]) -> Optional[dict]:
     """Sums the margins (`answer_margin`) of the completions that give the same answer, and returns the first completion
     that gives the answer with the largest sum; None if no completion has an answer."""
-    answered, totals = [row for row in rows if row["margin"] is not None], collections.Counter()
+    answered = [row for row in rows if row["margin"] is not None]
+    sums = collections.Counter()  # answer -> sum of the margins of its completions
     for row in answered:
-        totals[normalised_answer(row)] += row["margin"]
-    return max(answered, key=lambda row: totals[normalised_answer(row)], default=None)
+        sums[normalised_answer(row)] += row["margin"]
+    return max(answered, key=lambda row: sums[normalised_answer(row)], default=None)
 
 
 def normalised_answer(row: dict) -> str:
@@ -97,8 +98,9 @@ def opened_sample_fn(opening: tuple[int, ...]) -> Callable:
 
 def branched_sample_fn(num_paths: int) -> Callable:
     """Returns a `sample_fn` for `sampler.make_sampler`: the j-th of a prompt's `num_paths` completions begins with the
-    j-th most likely first token. `Rollouts.noted` has the `margin` of each token (`margins`), and `forward_tokens`, the
-    number of tokens fed for each completion: one more for a prompt's first completion, to find its first tokens."""
+    j-th most likely first token. `Rollouts.noted` has "margin", f32[B,T], the result of `margins` at each token, and
+    "forward_tokens", i32[B], the number of tokens fed to the model for each completion. A prompt's first completion has
+    one more, which found the first tokens of all its completions."""
     note = sampler.Hooks(note=lambda logits, _: {"margin": margins(logits)})
 
     def sample_fn(params, config, prompts, rows, decoding):
@@ -110,7 +112,7 @@ def branched_sample_fn(num_paths: int) -> Callable:
         first_B = tokens_PxK[rows.prompt_index, paths_B % config.vocab_size]  # repeated if the vocabulary is small
         given_BxT = jnp.full((len(rows.keys), decoding.max_new_tokens), -1, jnp.int32).at[:, 0].set(first_B)
         out = sampler.decode(params, config, prefix, rows._replace(given=given_BxT), decoding, note)
-        fed_B = jnp.sum(out.completion_mask, -1) + (paths_B == 0)  # the token that gave `logits_PxV`
+        fed_B = jnp.sum(out.completion_mask, -1) + (paths_B == 0)  # + the prompt token fed for `logits_PxV`
         return out.replace(noted=out.noted | {"forward_tokens": fed_B})
     return sample_fn
 
@@ -146,15 +148,15 @@ def find_answer(text: str, answer: Optional[str]) -> Optional[tuple[int, int]]:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """How completions are sampled, and which completion counts as the answer to a problem."""
+    """How completions are sampled, and which completion counts as the solution of a problem."""
 
     num_samples: int = 1  # completions of each problem
     temperature: float = 0.0
     sample_fn: Callable = sampler.sample  # see `sampler.make_sampler`
     params: Optional[dict] = None  # what `sample_fn` takes as params; None: the parameters of the model
     summary: dict = dataclasses.field(default_factory=dict)  # keys to add to the summary
-    columns: Callable = lambda rollouts, texts, judged: [{}] * len(texts)  # columns to add to each row
-    rules: dict[str, Callable] = dataclasses.field(  # name -> choice among a problem's rows; the first gives `accuracy`
+    columns: Callable = lambda rollouts, texts, judged: [{}] * len(texts)  # a dict of columns to add, for each row
+    rules: dict[str, Callable] = dataclasses.field(  # name -> rule, see above; the first rule gives `accuracy`
         default_factory=lambda: {"only": first_completion})
 
 
@@ -180,8 +182,8 @@ def forced(config: ElicitConfig, loaded: LanguageModel) -> Method:
     opening, longest = config.steering.opening, config.steering.kept.sampling.max_new_tokens
     ids = loaded.tokenizer.encode(opening)
     if not 0 < len(ids) < longest or loaded.tokenizer.unknown_words(opening.split()):
-        raise UserError(f"--opening={opening}: needs words that the model's tokenizer has, fewer tokens than "
-                        f"--max_new_tokens={longest}")
+        raise UserError(f"--opening={opening}: give at least one word, only words that the model's tokenizer has, and "
+                        f"fewer tokens than --max_new_tokens={longest}")
     return Method(sample_fn=opened_sample_fn(tuple(ids)))
 
 
@@ -230,21 +232,21 @@ def elicit(config: ElicitConfig) -> dict:
         raise UserError("--out is required: the directory for summary.json, table.md and completions.jsonl")
     config = vectors.pin_models(config)
     kept, out = config.steering.kept, pathlib.Path(config.steering.kept.out)
-    # Without --rank1_steps the model is not projected, and `numbers` is {}.
-    loaded, numbers = project_run(config.trajectory, kept.choice.model, loading.load_fixed(kept.choice))
+    # `projection` has numbers for the summary; without --rank1_steps it is {}, and the model stays as it is.
+    loaded, projection = project_run(config.trajectory, kept.choice.model, loading.load_fixed(kept.choice))
     method = METHODS[config.method](config, loaded)
     benchmarks = load_sets(kept, loaded, lambda stem: (method.num_samples, method.temperature))
 
     def columns(rollouts, texts, judged):
-        fed = np.sum(rollouts.completion_mask, -1)  # the cost, unless the sampler has noted another number
-        return [{"forward_tokens": int(n)} | noted | more for n, noted, more in zip(
-            fed, noted_numbers(rollouts, texts, judged), method.columns(rollouts, texts, judged))]
+        lengths = np.sum(rollouts.completion_mask, -1)  # the cost, unless the sampler noted its own "forward_tokens"
+        noted, of_method = noted_numbers(rollouts, texts, judged), method.columns(rollouts, texts, judged)
+        return [{"forward_tokens": int(n)} | numbers | more for n, numbers, more in zip(lengths, noted, of_method)]
 
     rows = sample_and_keep(Folder(kept.out, "elicit", config, kept.resume, config.method),
                            make_sampler(loaded, kept.sampling, sample_fn=method.sample_fn, params=method.params),
                            benchmarks, sampler.Request(kept.seed, 0), kept.rows_per_call, columns)
     summaries = {b.name: summarise_method(method, b, rows[b.name]) for b in benchmarks}
-    summary = {"method": config.method} | numbers | method.summary | combine_summaries(summaries)
+    summary = {"method": config.method} | projection | method.summary | combine_summaries(summaries)
     summary |= {"flags": config.as_flags()}
     files.write_whole(out / "table.md", format_table(config, summaries))
     files.write_json(out / "summary.json", summary)
@@ -252,20 +254,20 @@ def elicit(config: ElicitConfig) -> dict:
 
 
 def summarise_method(method: Method, benchmark: Benchmark, rows: list[dict]) -> dict:
-    """The summary of a benchmark, with `accuracy` and Wilson's `interval` of the completions that the first rule picks.
-    Keys beside those of `summarise_benchmark`: `rules` maps the name of each rule to its `{"accuracy", "interval"}`,
-    `mean_accuracy` is the accuracy of all completions, and `right` has 1 for each problem that the first rule solves,
-    else 0. `forward_tokens` is the mean cost of a problem: its prompt, once, and every token fed for its completions.
-    With power, `accepted` is the mean share of accepted moves; with steering, `steered` the share of steered tokens."""
-    size, whole = method.num_samples, summarise_benchmark(benchmark, rows)
-    groups = [rows[i : i + size] for i in range(0, len(rows), size)]
+    """The `summarise_benchmark` of a benchmark, but with `accuracy` and Wilson's `interval` of the completions that the
+    method's first rule picks. Further keys: `rules` maps the name of each rule to its `{"accuracy", "interval"}`;
+    `mean_accuracy` is the accuracy of all completions; `right` has 1 for each problem that the first rule solves, else
+    0; `forward_tokens` is the mean cost of a problem: its prompt, once, and every token fed for its completions. With
+    power, `accepted` is the mean share of accepted moves; with steering, `steered` the share of steered tokens."""
+    of_all, size = summarise_benchmark(benchmark, rows), method.num_samples
+    groups = [rows[i : i + size] for i in range(0, len(rows), size)]  # the rows of each problem
     right = {name: [bool(row and row["correct"]) for row in map(rule, groups)] for name, rule in method.rules.items()}
     rules = {name: {"accuracy": float(np.mean(solved)), "interval": wilson(float(np.mean(solved)), len(solved))}
              for name, solved in right.items()}
     cost = float(np.mean(benchmark.prompts.lengths)) + sum(row["forward_tokens"] for row in rows) / len(groups)
-    main = next(iter(rules))
-    summary = whole | rules[main] | {"mean_accuracy": whole["accuracy"], "rules": rules, "forward_tokens": cost,
-                                     "right": list(map(int, right[main]))}
+    main = next(iter(rules))  # the name of the first rule
+    summary = of_all | rules[main] | {"mean_accuracy": of_all["accuracy"], "rules": rules, "forward_tokens": cost,
+                                      "right": list(map(int, right[main]))}
     if "accepted" in rows[0]:
         summary["accepted"] = float(np.mean([row["accepted"] for row in rows]))
     if "steered" in rows[0]:
@@ -274,7 +276,7 @@ def summarise_method(method: Method, benchmark: Benchmark, rows: list[dict]) -> 
 
 
 def format_table(config: ElicitConfig, summaries: dict[str, dict]) -> str:
-    """A Markdown table with a row for each benchmark and rule; `summaries` has each benchmark's `summarise_method`."""
+    """The text of table.md: a row for each benchmark and rule. `summaries`: {benchmark: its `summarise_method`}."""
     header = ["problems", "n", "method", "answer", "accuracy", "forward tokens a problem", "graded by"]
     rows = [[name, each["n"], config.method, rule, format_estimate(picked["accuracy"], picked["interval"]),
              f"{each['forward_tokens']:.1f}", each["graded_by"]]

@@ -35,14 +35,14 @@ class HybridConfig(Config):
 
     steering: vectors.SteeringConfig = vectors.SteeringConfig()
     strengths: tuple[float, ...] = flag((1.0, 2.0, 4.0), "strengths to choose from: multiples of the vector", minimum=0)
-    rates: tuple[float, ...] = flag((0.02, 0.05, 0.1, 0.2, 0.4), "rates to choose from: shares of tokens, of those "
-                                    "it was fitted on, at which the gate acts; all are measured", above=0, maximum=1)
+    rates: tuple[float, ...] = flag((0.02, 0.05, 0.1, 0.2, 0.4), "rates to choose from: the gate acts at this share of "
+                                    "the tokens that it was fitted on; all are measured", above=0, maximum=1)
 
 
 def hybrid(config: HybridConfig) -> dict:
-    """Measures all arms. Returns the summary: each arm's accuracy, and the share of the gap between both models that it
-    recovers. Writes summary.json and table.md into --out, and completions into a folder for each arm, from which the
-    same command resumes. Raises UserError without --out or --trained."""
+    """Measures all arms and returns the summary: each arm's accuracy, and the share of the gap between both models that
+    it recovers; `curve` lists these at each rate. Writes summary.json and table.md into --out, and completions into a
+    folder for each arm, from which the same command resumes. Raises UserError without --out or --trained."""
     if not config.steering.kept.out:
         raise UserError("--out is required: the directory for summary.json, table.md and the completions of each arm")
     config = vectors.pin_models(config)
@@ -71,7 +71,7 @@ def hybrid(config: HybridConfig) -> dict:
 
 def sample_arm(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Benchmark], name: str, params: dict,
                sample_fn: Callable = sampler.sample) -> list[dict]:
-    """Samples and grades an arm by `sample_fn` with `params`; returns its rows, saved in the folder `name` of --out."""
+    """Samples all problems by `sample_fn` with `params`; returns graded rows, saved in the folder `name` of --out."""
     sampling = config.steering.kept.sampling
     decoding = sampler.Decoding(loaded.tokenizer.eos_ids, sampling.max_new_tokens, sampling.num_slots)
     compiled = Sampler(compile_sampler(loaded.config, decoding, sample_fn=sample_fn), parallel.place_state(params),
@@ -81,7 +81,7 @@ def sample_arm(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Ben
 
 def sample_steered(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Benchmark], name: str, where: str,
                    values: steering.Steering) -> list[dict]:
-    """`sample_arm` of the base model, steered by `values` at the tokens of `where` (a key of `steering.WHERE`)."""
+    """`sample_arm` with the base model, steered by `values` at the tokens of `where` (a key of `steering.WHERE`)."""
     return sample_arm(config, loaded, benchmarks, name, {"model": loaded.params, "steering": values},
                       steering.steered_sample_fn(where, config.steering.layer))
 
@@ -90,20 +90,21 @@ def choose_setting(config: HybridConfig, loaded: LanguageModel, fitted: gate.Fit
     """Measures each pair of --strengths and --rates on the dev split, or on the file --fit_problems. Returns
     `{"strength", "rate", "steered" (share of tokens), "accuracy"}` of the pair with the highest accuracy; of tied
     pairs, of the one that steers the fewest tokens."""
-    kept, results = config.steering.kept, []
+    kept, measured = config.steering.kept, []
     benchmarks = load_sets(kept.with_flags(
         heldout_split="dev", problems=config.steering.fit_problems or kept.source.problems), loaded)
     for strength, rate in itertools.product(config.strengths, config.rates):
         rows = sample_steered(config, loaded, benchmarks, f"dev/strength_{strength:g}_rate_{rate:g}", "gate",
                               fitted.steering(strength, rate))
-        results.append({"strength": strength, "rate": rate, "steered": share_of_tokens(rows, "steered"),
-                        "accuracy": float(np.mean([row["correct"] for row in rows]))})
-    return max(results, key=lambda result: (result["accuracy"], -result["steered"]))
+        measured.append({"strength": strength, "rate": rate, "steered": share_of_tokens(rows, "steered"),
+                         "accuracy": float(np.mean([row["correct"] for row in rows]))})
+    return max(measured, key=lambda result: (result["accuracy"], -result["steered"]))
 
 
 def sample_arms(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Benchmark], fitted: gate.Fitted,
                 chosen: dict) -> dict[str, list[dict]]:
-    """{arm: rows} of the hybrid at every rate and of its controls. `chosen` is the result of `choose_setting`."""
+    """Samples with the strength of `chosen`, the result of `choose_setting`. Returns {arm: rows}: "rate_R" is steered
+    at the rate R, "hybrid" at the chosen rate, and the other arms are controls."""
     values = fitted.steering(chosen["strength"], chosen["rate"])
 
     def with_direction(direction):  # `values` with another vector: `direction` is a function of `vectors.VECTORS`
@@ -117,13 +118,13 @@ def sample_arms(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Be
                 "principal_direction": ("gate", with_direction(vectors.pca)),
                 "random_places": ("shuffled_gate", values.replace(rate=np.float32(share_of_tokens(main, "steered")))),
                 "always_on": ("generated", values), "first_token": ("first", values)}
-    return {"hybrid": main} | curve | {name: sample_steered(config, loaded, benchmarks, name, where, added)
-                                       for name, (where, added) in controls.items()}
+    return {"hybrid": main} | curve | {name: sample_steered(config, loaded, benchmarks, name, where, steered_by)
+                                       for name, (where, steered_by) in controls.items()}
 
 
 def format_table(summary: dict) -> str:
     """The text of table.md: the chosen strength and rate, and a table with a row for each arm and each rate."""
-    flags, chosen, fit = summary["flags"], summary["chosen"], summary["gate"]
+    flags, chosen, fitted = summary["flags"], summary["chosen"], summary["gate"]
     arms = summary["arms"] | {f"hybrid, rate {arm['rate']:g}": arm for arm in summary["curve"]}
     rows = [[name + (" (oracle)" if arm["oracle"] else ""), format_estimate(arm["accuracy"], arm["interval"]),
              format_estimate(arm["steered"]), format_estimate(arm["recovered"], arm["recovered_interval"])]
@@ -132,5 +133,5 @@ def format_table(summary: dict) -> str:
     return (f"{flags['model']} steered by {flags['vector']} after layer {flags['layer']}, where a gate expects "
             f"{flags['trained']} to differ; {summary['n']} problems, 95 % intervals in brackets.\nChosen on other "
             f"problems: strength {chosen['strength']:g}, rate {chosen['rate']:g}. The two models differ at "
-            f"{fit['differ']:.1%} of tokens; {fit['first_of_differ']:.1%} of these are first tokens. AUROC of the gate "
-            f"{format_estimate(fit['auroc'])}.\n\n{markdown_table(header, rows)}\n")
+            f"{fitted['differ']:.1%} of tokens; {fitted['first_of_differ']:.1%} of these are first tokens. "
+            f"AUROC of the gate {format_estimate(fitted['auroc'])}.\n\n{markdown_table(header, rows)}\n")

@@ -1,8 +1,8 @@
 """Steers with one latent of a sparse autoencoder: adds its direction at the first generated token (arXiv 2601.08058).
 
-The autoencoder is fitted on the residual after one layer over the model's own completions. The chosen latent is more
-active at the end of prompts whose completions start in the careful style (such as "think ...") than of other prompts.
-Its strength is chosen on the dev split. P problems, R completions of them, N tokens, D width, F latents.
+The autoencoder is fitted on the residual after one layer over the model's own completions. The chosen latent is one
+that is more active at the end of a prompt if its completions start in the careful style (such as "think ..."). Its
+strength is chosen on dev, or on --fit_problems. P problems, R completions of them, N tokens, D width, F latents.
 """
 
 import json
@@ -46,8 +46,8 @@ def contrast(scores_F: np.ndarray, seed: int) -> int:
 
 
 def random(scores_F: np.ndarray, seed: int) -> int:
-    """A control: another latent, drawn from those active at the end of some prompt; UserError if there is no other."""
-    others = np.setdiff1d(np.flatnonzero(np.isfinite(scores_F)), contrast(scores_F, seed))
+    """A control: a latent other than that of contrast, active at the end of some prompt; UserError if there is none."""
+    others = np.setdiff1d(np.flatnonzero(np.isfinite(scores_F)), contrast(scores_F, seed))  # inactive: -inf
     if not len(others):
         raise UserError("--latent=random: only one latent is active at the ends of prompts; raise --active")
     return int(np.random.default_rng((seed, 3)).choice(others))
@@ -59,38 +59,39 @@ LATENTS: dict[str, Callable] = {"contrast": contrast, "random": random}
 
 def choose_latent(config: LatentConfig, steering: vectors.SteeringConfig, loaded: LanguageModel,
                   num_samples: int) -> tuple[Steering, dict]:
-    """Chooses a latent, and its strength by accuracy on dev. The autoencoder is fitted on `num_samples` completions of
-    each problem. Returns (a Steering with the latent's direction times the strength, numbers): `latent`, its index;
-    `contrast`, its score; `strength`; `dev`, the accuracy with each strength; `explained` and `dead` of
-    `sae.measure_quality`. Raises UserError for a layer that the model lacks, and for problems without other splits."""
+    """Chooses a latent, and its strength by accuracy. The autoencoder is fitted on `num_samples` completions of
+    each problem. Returns (a Steering with the latent's direction times the strength, numbers). The numbers: `latent`,
+    its index; `contrast`, its score; `strength`; `dev`, {strength as text: accuracy}; and, of the autoencoder, the
+    share of variance it has `explained` and the share of `dead` latents (`sae.measure_quality`). Raises UserError for a
+    layer that the model lacks, and if --problems is a file, which has one split only, and --fit_problems is empty."""
     kept = steering.kept
     vectors.check_layer(steering, loaded)
     sae, scores_F, numbers = load_or_fit(config, steering, loaded, num_samples)
     latent = LATENTS[config.latent](scores_F, kept.seed)
-    no_gate = np.zeros(len(sae.pre_bias)), 0, 0  # weight, threshold and rate, which steering at "first" does not use
-    added = {strength: Steering(*(np.asarray(x, np.float32) for x in (strength * sae.decoder[latent], *no_gate)))
-             for strength in config.strengths}
+    weight_D, zero = np.zeros(len(sae.pre_bias), np.float32), np.zeros((), np.float32)  # no gate: "first" uses none
+    candidates = {strength: Steering(np.asarray(strength * sae.decoder[latent], np.float32), weight_D, zero, zero)
+                  for strength in config.strengths}
     benchmark = make_benchmark(kept, loaded, "dev", vectors.load_fit_problems(steering, loaded, "dev"))
     sampler = make_sampler(loaded, kept.sampling, sample_fn=steered_sample_fn("first", steering.layer), params={})
     accuracy = {}
-    with progress(len(added), 0, "strengths") as bar:
-        for strength, values in added.items():
+    with progress(len(candidates), 0, "strengths") as bar:
+        for strength, values in candidates.items():
             params = parallel.place_state({"model": loaded.params, "steering": values})
             rows = sample_and_grade(sampler._replace(params=params), benchmark, Request(kept.seed, 0),
                                     kept.rows_per_call)
             accuracy[strength] = float(np.mean([row["correct"] for row in rows]))
             bar.update()
     best = max(accuracy, key=accuracy.get)  # of ties, the first
-    return added[best], numbers | {"latent": latent, "contrast": float(scores_F[latent]), "strength": best,
-                                   "dev": {f"{strength:g}": value for strength, value in accuracy.items()}}
+    return candidates[best], numbers | {"latent": latent, "contrast": float(scores_F[latent]), "strength": best,
+                                        "dev": {f"{strength:g}": value for strength, value in accuracy.items()}}
 
 
 def load_or_fit(config: LatentConfig, steering: vectors.SteeringConfig, loaded: LanguageModel,
                 num_samples: int) -> tuple[Sae, np.ndarray, dict]:
     """Returns (autoencoder, scores f[F] of `score_latents`, numbers of `sae.measure_quality`). Loads them from sae.npz
-    in --out if that file was made with the same flags and `num_samples`; otherwise computes and saves them there."""
+    in --out if it has the same `num_samples` and flags, but for `free` flags such as --out; else computes and saves."""
     path = pathlib.Path(steering.kept.out) / "sae.npz"
-    fixed = {one.name: one.value for one in (*flags_of(steering), *flags_of(config)) if not one.meta["free"]}
+    fixed = {item.name: item.value for item in (*flags_of(steering), *flags_of(config)) if not item.meta["free"]}
     key = json.loads(json.dumps(fixed | {"num_samples": num_samples}))  # tuples become lists, as in sae.npz
     if path.is_file():
         with np.load(path) as saved:
@@ -121,7 +122,7 @@ def score_latents(config: vectors.SteeringConfig, loaded: LanguageModel, problem
     it is the mean activation at the end of prompts followed by --opening, minus the mean at the end of prompts alone.
     It is -inf for a latent that is inactive at all of these prompt ends. `first_R` has the first token of each
     completion, in the order of the problems; `read` maps residuals f[P,D] to latents f[P,F]. Raises UserError if all
-    completions of a synthetic family start in the careful style, or none."""
+    completions of a synthetic family start in the careful style, or if none does."""
     def read_ends(problems):
         residuals_LxPxD, _ = read_prompt_ends(loaded, problems)
         return read(residuals_LxPxD[config.layer])
@@ -133,7 +134,7 @@ def score_latents(config: vectors.SteeringConfig, loaded: LanguageModel, problem
     careful_R = vectors.is_careful(family, loaded.tokenizer, first_R)
     careful_P = careful_R.reshape(len(problems), -1).mean(-1)  # each problem's share of careful completions
     if not 0 < careful_P.sum() < len(problems):
-        raise UserError("--method=sae: all or none of the model's completions start in the careful style, and both "
-                        "kinds are needed; raise --num_fit")
+        raise UserError(f"--method=sae: {careful_R.sum()} of {len(careful_R)} completions start in the careful style; "
+                        "some that do and some that do not are needed: raise --num_fit")
     scores_F = np.average(z_PxF, 0, careful_P) - np.average(z_PxF, 0, 1 - careful_P)
     return np.where(z_PxF.any(0), scores_F, -np.inf)

@@ -26,18 +26,19 @@ class PowerConfig(Config):
 
 
 def log_acceptance(alpha: float, old: tuple, new: tuple) -> jax.Array:
-    """Log-probability of accepting a move from completion `old` to `new`, at most 0. Each is (log-probability of the
-    tokens sampled again, under the model; the same under the proposal; length of the completion). The first of these
-    tokens is drawn uniformly over the completion, so a move between completions of two lengths and its reverse differ
-    in probability: hence the terms in the lengths. The released code cuts both to one length and has no such terms."""
+    """f32[B]: log-probability of accepting a move from completion `old` to `new`, at most 0. Each is a triple of [B]:
+    log-probability of the tokens sampled again, under the model; the same under the proposal; the completion's length.
+    The first of these tokens is drawn uniformly over the completion, so a move between two lengths and its reverse
+    differ in probability: hence the terms in the lengths. The released code cuts both to one length and has none."""
     (logp, logq, length), (logp_new, logq_new, length_new) = old, new
     return jnp.minimum(0.0, alpha * (logp_new - logp) + logq - logq_new + jnp.log(length) - jnp.log(length_new))
 
 
 def accept_moves(alpha: float, old: Rollouts, new: Rollouts, kept_B: jax.Array, uniforms_B: jax.Array) -> jax.Array:
-    """bool[B]: whether completions `old` are replaced by the proposals `new`, which keep their first `kept_B` tokens;
-    `uniforms_B` decide. `noted["unscaled"]` has the tokens' log-probabilities under the model, f32[B,T]."""
-    def measure(rollouts: Rollouts):
+    """bool[B]: whether each completion of `old` is replaced by its proposal in `new`, which keeps its first `kept_B`
+    tokens. That is so if the random number of `uniforms_B` is below the acceptance probability. In both Rollouts,
+    `noted["unscaled"]` has the tokens' log-probabilities under the model, f32[B,T]."""
+    def measure(rollouts: Rollouts) -> tuple:  # an argument of `log_acceptance`
         mask_BxT = rollouts.completion_mask
         fresh_BxT = mask_BxT & (jnp.arange(mask_BxT.shape[1])[None, :] >= kept_B[:, None])
         logp_B, logq_B = (jnp.sum(jnp.where(fresh_BxT, values_BxT, 0.0), -1)
@@ -51,7 +52,7 @@ def power_sample_fn(power: PowerConfig) -> Callable:
     `Rollouts.noted` has each completion's `logprob` under the model, the share of moves that were `accepted`, and
     `forward_tokens`, the number of tokens fed to the model. Tokens that a proposal keeps are fed again and count: all
     rows decode together from the prompt, so a cache would save no time."""
-    def note(logits, tokens):
+    def note(logits, tokens):  # the log-probability of each token at temperature 1
         return {"unscaled": jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, None], 1)[:, 0]}
 
     def sample_fn(params, config, prompts, rows, decoding):

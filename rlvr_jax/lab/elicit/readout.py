@@ -46,8 +46,8 @@ class ReadoutConfig(Config):
 def readout(config: ReadoutConfig) -> dict:
     """Interprets the vectors of --model; returns the result, and writes it to readout.json and readout.md in --out.
     `layers` maps the number of each layer whose vector is not zero, as text, to the vector's norm, tokens and cosines.
-    Values that need the styles of a synthetic family are None if --problems is not one. The base model is --model
-    without its vectors. Raises UserError for a model without vectors, or of --beside with vectors of another shape."""
+    `careful` and the cosines with difference of means and opener are None if --problems is not a synthetic family. The
+    base model is --model without its vectors. UserError without vectors, or if those of --beside have another shape."""
     if not config.out:
         raise UserError("--out is required: the directory for readout.json and readout.md")
     check_style(config.source)
@@ -61,8 +61,8 @@ def readout(config: ReadoutConfig) -> dict:
     family, longest = FAMILIES.get(source.problems), source.prompt.max_prompt_tokens
     residuals_LxPxD, base_tokens_P = read_prompt_ends(base, problems, longest)
     _, tokens_P = read_prompt_ends(loaded, problems, longest)
-    base_careful_P, careful_P = (is_careful(family, loaded.tokenizer, first_P) if family else None
-                                 for first_P in (base_tokens_P, tokens_P))
+    base_careful_P = is_careful(family, loaded.tokenizer, base_tokens_P) if family else None
+    careful_P = is_careful(family, loaded.tokenizer, tokens_P) if family else None
     opener_D = opener_direction(family, loaded.tokenizer, base.params) if family else None
     scale = float(np.sqrt(np.mean(residuals_LxPxD[-1] ** 2, -1)).mean())  # an argument of `direct_logits`
     layers = {}
@@ -86,8 +86,8 @@ def readout(config: ReadoutConfig) -> dict:
 
 
 def opener_direction(family: Family, tokenizer: Tokenizer, params: model.Params) -> np.ndarray:
-    """f64[D]: the direction that raises the logit of the family's careful opening word against its other opening words:
-    the final norm's gain times (the head's column of the careful word minus the mean column of the others)."""
+    """f64[D]: the direction that raises the logits of the family's careful opening words against those of its other
+    opening words: the final norm's gain times (mean of the head's columns of careful words - mean of the others)."""
     def mean_column(words):
         ids = [tokenizer.encode(word)[0] for word in words]
         columns = params["head"][:, ids].T if "head" in params else params["embed"][ids]
@@ -99,8 +99,8 @@ def opener_direction(family: Family, tokenizer: Tokenizer, params: model.Params)
 
 def direct_logits(params: model.Params, vector_D: np.ndarray, scale: float) -> np.ndarray:
     """f32[V]: what the vector adds to each logit directly, not through later layers, minus the mean over tokens. The
-    head is applied to `gain * vector / scale`. The gain is that of the final norm. `scale`, the mean root mean square
-    of the base model's last residual, replaces the norm's divisor (the logit lens, nostalgebraist 2020)."""
+    head is applied to `gain * vector / scale`, with the gain of the final norm. `scale` replaces the norm's divisor: it
+    is the root mean square of the base model's last residual, mean over prompts (logit lens, nostalgebraist 2020)."""
     hidden_D = jnp.asarray(np.asarray(params["final_norm"], np.float64) * vector_D / scale, jnp.float32)
     logits_V = np.asarray(model.head(params, hidden_D))
     return logits_V - logits_V.mean()

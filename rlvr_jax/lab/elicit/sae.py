@@ -87,8 +87,9 @@ def unexplained(reconstruction_BxD: jax.Array, x_BxD: jax.Array) -> jax.Array:
 
 
 def loss(sae: Sae, recipe: Recipe, x_BxD: jax.Array, is_dead_F: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns (loss, latents f32[B,F]). The loss is the share of x that its reconstruction leaves unexplained; if any
-    latent is dead, plus aux_weight times the share of that error which the dead latents alone leave unexplained."""
+    """Returns (loss f32[], latents f32[B,F]). The loss is the share of the variance of x that its reconstruction leaves
+    unexplained. If any latent is dead, aux_weight times a second share is added: how much of the reconstruction's error
+    remains unexplained by the largest `aux_active` dead latents, which are decoded without pre_bias."""
     values_BxF = preactivations(sae, x_BxD)
     z_BxF = top_k(values_BxF, recipe.active)
     reconstruction_BxD = decode(sae, z_BxF)
@@ -99,7 +100,7 @@ def loss(sae: Sae, recipe: Recipe, x_BxD: jax.Array, is_dead_F: jax.Array) -> tu
 
 
 def normalise(rows_FxD: jax.Array) -> jax.Array:
-    """The rows divided by their norms."""
+    """f32[F,D]: the rows divided by their norms."""
     return rows_FxD / jnp.maximum(jnp.linalg.norm(rows_FxD, axis=-1, keepdims=True), 1e-30)
 
 
@@ -142,7 +143,7 @@ def train(activations: np.ndarray, recipe: Recipe, seed: int, after: Optional[Ca
 
 def measure_quality(sae: Sae, k: int, activations: np.ndarray, size: int = 4096) -> dict:
     """Returns {"explained": share of the variance of `activations` f32[N,D] that is reconstructed, "dead": share of the
-    latents that are never active}. At most `k` are active for one activation. Runs `size` activations at a time."""
+    latents that are never active}. At most `k` latents are active for one activation; `size` is that of a batch."""
     @jax.jit
     def reconstruct(x_BxD):
         z_BxF = encode(sae, x_BxD, k)

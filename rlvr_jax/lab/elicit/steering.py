@@ -27,7 +27,7 @@ class Steering:
 
 
 # ----- rules (--where): bool[B,T], at which inputs to add the vector. `steps_BxT` is the number of tokens generated so
-# far, or -1 before the prompt's last token; `x_BxTxD` is the residual; `uniforms_BxT` are random numbers in [0, 1).
+# far: 0 at the prompt's last token, -1 before it. `x_BxTxD` is the residual; `uniforms_BxT` are random, in [0, 1).
 
 
 def everywhere(steering: Steering, x_BxTxD, steps_BxT, uniforms_BxT) -> jax.Array:
@@ -69,19 +69,19 @@ def add_where(steering: Steering, layer: int, acts: Callable) -> model.EditResid
 
 @functools.cache  # returns the same `sample_fn` each time, because compiled samplers are cached by it
 def steered_sample_fn(where: str, layer: int) -> Callable:
-    """Returns a `sample_fn` for `sampler.make_sampler`, steered after `layer` by the rule WHERE[where]. Its params are
-    `{"model": Params, "steering": Steering}`. `Rollouts.noted` has the number of `steered` tokens of each completion,
-    counted afterwards in an unsteered pass."""
+    """Returns a `sample_fn` for `sampler.make_sampler` that adds the vector after `layer` where the rule WHERE[where]
+    says. Its argument `params` is `{"model": Params, "steering": Steering}`. `Rollouts.noted` has "steered", i32[B],
+    the number of steered tokens of each completion, counted afterwards in a pass without the vector."""
     def sample_fn(params, config, prompts, rows, decoding):
         weights, steering, decide, length = params["model"], params["steering"], WHERE[where], decoding.max_new_tokens
         keys_B = jax.vmap(jax.random.fold_in, (0, None))(rows.keys, length)  # the sampler folds in 0 to length - 1
         uniforms_BxT = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys_B)
 
-        def edit_at(rows_N, steps_N):
-            return add_where(steering, layer, lambda x: decide(steering, x, steps_N[:, None],
-                                                               uniforms_BxT[rows_N, steps_N][:, None]))
+        def edit_at(rows_N, steps_N):  # the hook for one decoding step: slot n works on row rows_N[n], T = 1
+            return add_where(steering, layer, lambda x_Nx1xD: decide(steering, x_Nx1xD, steps_N[:, None],
+                                                                     uniforms_BxT[rows_N, steps_N][:, None]))
 
-        edit_prompt = add_where(steering, layer, lambda x: decide(
+        edit_prompt = add_where(steering, layer, lambda x: decide(  # the prefill; a prompt's last token is fed again
             steering, x, jnp.full(x.shape[:2], -1), jnp.ones(x.shape[:2])))
         out = sampler.sample(weights, config, prompts, rows, decoding, sampler.Hooks(edit_prompt, edit_at))
         steps_BxT = jnp.broadcast_to(jnp.arange(length)[None], out.completions.shape)
@@ -96,7 +96,8 @@ def steered_sample_fn(where: str, layer: int) -> Callable:
 def run_beside(params: model.Params, config: model.ModelConfig, prompts: Prompts, rows: sampler.Rows,
                decoding: sampler.Decoding) -> tuple[Callable, model.KVCache]:
     """Returns (feed, initial cache) of a second model that runs on the same text, for use in `sampler.Hooks.propose`.
-    `feed(draw, cache, edit_residual)` returns the second model's logits f32[N,V] of the next tokens, and its cache."""
+    `feed(draw, cache, edit_residual)` runs this model on the slots' inputs, edited by the hook `edit_residual` if that
+    is given, and returns (its logits of the next tokens f32[N,V], its updated cache)."""
     context, count = model.unroll_layers(params, model.prefill(params, config, prompts)), len(rows.keys)
 
     def feed(draw: sampler.Draw, cache: model.KVCache, edit_residual: Optional[model.EditResidual] = None):
@@ -109,20 +110,22 @@ def run_beside(params: model.Params, config: model.ModelConfig, prompts: Prompts
 def trained_gate_sample_fn(layer: int) -> Callable:
     """Returns a `sample_fn` of greedy completions by the base model, steered wherever the trained model's most likely
     token on the same text differs from that of the unsteered base model: an oracle, what a perfect gate could reach.
-    Its params are `{"model", "trained", "steering"}`. `noted` has the number of `steered` tokens of each completion."""
+    Its argument `params` is `{"model": Params, "trained": Params, "steering": Steering}`, the model being the base.
+    `Rollouts.noted` has "steered", i32[B], the number of steered tokens of each completion."""
     def sample_fn(params, config, prompts, rows, decoding):
-        (feed_trained, trained_cache), (feed_steered, steered_cache) = (
-            run_beside(params[name], config, prompts, rows, decoding) for name in ("trained", "model"))
+        feed_trained, trained_start = run_beside(params["trained"], config, prompts, rows, decoding)
+        feed_steered, steered_start = run_beside(params["model"], config, prompts, rows, decoding)
 
         def propose(caches, draw: sampler.Draw, base_NxV):
-            trained_NxV, trained_cache = feed_trained(draw, caches[0])
+            trained_cache, steered_cache = caches
+            trained_NxV, trained_cache = feed_trained(draw, trained_cache)
             differ_N = jnp.argmax(base_NxV, -1) != jnp.argmax(trained_NxV, -1)
-            steered_NxV, steered_cache = feed_steered(draw, caches[1], add_where(
+            steered_NxV, steered_cache = feed_steered(draw, steered_cache, add_where(
                 params["steering"], layer, lambda x: differ_N[:, None]))
             tokens_N = jnp.argmax(steered_NxV, -1).astype(jnp.int32)
             return (trained_cache, steered_cache), tokens_N, {"steered": differ_N}
 
         out = sampler.sample(params["model"], config, prompts, rows, decoding, sampler.Hooks(
-            propose=propose, carry=(trained_cache, steered_cache)))
+            propose=propose, carry=(trained_start, steered_start)))
         return out.replace(noted={"steered": jnp.sum(out.noted["steered"], -1)})
     return sample_fn

@@ -3,9 +3,7 @@
 RELEX (arXiv 2605.21468): for each weight tensor, the differences between the first N checkpoints and the start of the
 run are the rows of M [N,K]; the direction is M's first right singular vector v [K]. A checkpoint's coefficient is the
 dot product of its difference and v. A straight line is fitted by least squares to the coefficients, over the steps or
-over the summed learning rate, and extrapolated to a later step.
-
-N checkpoints, L layers, K numbers of a tensor.
+over the summed learning rate, and extrapolated to a later step. N checkpoints, L layers, K numbers of a tensor.
 """
 
 import dataclasses
@@ -43,7 +41,7 @@ def project_tensor(differences_NxK: np.ndarray, later_K: np.ndarray, times_N: li
     line through the N coefficients over `times_N`, the steps or summed learning rates of the N checkpoints. The sums:
     `all` of the N changes, `direction` of their coefficients; `later` of `later_K`, `later_direction` of its
     coefficient; `spread` of the N coefficients about their mean, `off_line` about the line."""
-    _, vectors_NxN = np.linalg.eigh(differences_NxK @ differences_NxK.T)  # the left singular vectors of M
+    _, vectors_NxN = np.linalg.eigh(differences_NxK @ differences_NxK.T)  # M's left singular vectors, largest last
     direction_K = vectors_NxN[:, -1] @ differences_NxK
     direction_K /= np.linalg.norm(direction_K) or 1.0  # stays 0 for a tensor that did not change
     coefficients_N, later_coefficient = differences_NxK @ direction_K, later_K @ direction_K
@@ -61,8 +59,9 @@ def summed_rate(flags: dict, step: int) -> float:
     if flags.get("reset_every") or flags.get("reset_patience"):
         raise UserError("--rank1_by=rate: after each reset of this run its schedule started again, so that the sum is "
                         "not known; give --rank1_by=steps")
-    names, updates = learner.OptimizerConfig().as_flags(), flags.get("num_passes", 1) * flags.get("num_minibatches", 1)
-    optimizer = learner.OptimizerConfig.from_flags(**{name: flags[name] for name in names if name in flags})
+    updates = flags.get("num_passes", 1) * flags.get("num_minibatches", 1)  # of the optimiser in each step
+    optimizer = learner.OptimizerConfig.from_flags(**{
+        name: flags[name] for name in learner.OptimizerConfig().as_flags() if name in flags})
     rates = learner.learning_rates(optimizer, flags["num_steps"] * updates)(np.arange(step * updates))
     return float(np.broadcast_to(rates, step * updates).sum(dtype=np.float64))
 
@@ -74,8 +73,8 @@ def merged_weights(params: model.Params) -> dict[tuple, np.ndarray]:
 
 
 def project_run(config: TrajectoryConfig, name: str, loaded: LanguageModel) -> tuple[LanguageModel, dict]:
-    """Projects `loaded`, the model of run `name`, each layer's tensor onto a direction of its own. Returns (projected
-    model, {"rank1": numbers}); without --rank1_steps, (`loaded`, {}). The numbers are of all tensors together:
+    """Projects `loaded`, the model of run `name` (DIR or DIR@STEP): each tensor of each layer onto its own direction.
+    Returns (projected model, {"rank1": numbers}); without --rank1_steps, (`loaded`, {}). The numbers for all tensors:
     `checkpoints`, the steps that give the directions; `explained`, the share of the squared change of these checkpoints
     that is along the directions; `kept`, the same share of the change of `loaded`; `linear`, R^2 of the lines. All
     checkpoints are held in memory. Raises UserError if the run, its base model or its first checkpoints are missing."""
@@ -92,18 +91,20 @@ def project_run(config: TrajectoryConfig, name: str, loaded: LanguageModel) -> t
     _, checkpoints, metas = zip(*(checkpoint.restore_model(directory, str(step)) for step in steps))
     if not metas[0]["flags"].get("model"):
         raise UserError(f"--rank1_steps={config.rank1_steps}: {directory} did not start from a model")
-    later, *first = map(merged_weights, (loaded.params, *checkpoints))
+    later, *first = map(merged_weights, (loaded.params, *checkpoints))  # {path: [L,K]} of each model
     start = {path: np.zeros_like(x) for path, x in later.items()}  # a vector starts at 0: the base model has none
     start |= merged_weights(loading.load_model(metas[0]["flags"]["model"]).params)
     time_of = functools.partial(summed_rate, metas[0]["flags"]) if config.rank1_by == "rate" else float
     times_N, at = [time_of(step) for step in steps], time_of(config.rank1_at) if config.rank1_at else None
     new, sums = {}, []
     for path, start_LxK in start.items():
-        projected = [project_tensor(np.stack([each[path][i] - row for each in first]).astype(np.float64),
-                                    (later[path][i] - row).astype(np.float64), times_N, at)
-                     for i, row in enumerate(start_LxK)]
-        new[path] = start_LxK + np.stack([difference for difference, _ in projected]).astype(np.float32)
-        sums += [squares for _, squares in projected]
+        projected = []
+        for i, start_K in enumerate(start_LxK):
+            *changes_NxK, later_K = ((weights[path][i] - start_K).astype(np.float64) for weights in (*first, later))
+            projected.append(project_tensor(np.stack(changes_NxK), later_K, times_N, at))
+        projections_LxK, squares = zip(*projected)
+        new[path] = start_LxK + np.stack(projections_LxK).astype(np.float32)
+        sums += squares
     total = {key: float(sum(each[key] for each in sums)) for key in sums[0]}
     shapes = {path: x.shape for path, x in traverse_util.flatten_dict(adapters.merge(loaded.params)).items()}
     params = traverse_util.unflatten_dict({path: x.reshape(shapes[path]) for path, x in new.items()})

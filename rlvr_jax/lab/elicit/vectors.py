@@ -39,7 +39,7 @@ class SteeringConfig(Config):
 
 
 def pin_models(config):
-    """Returns `config` with each run directory in its flags, DIR or DIR@best, replaced by DIR@STEP (`pin_step`)."""
+    """Returns `config` with --model, --trained and --vectors pinned: DIR or DIR@best becomes DIR@STEP (`pin_step`)."""
     flags = config.as_flags()
     return config.with_flags(**{name: loading.pin_step(flags[name]) for name in ("model", "trained", "vectors")})
 
@@ -55,8 +55,8 @@ def load_fit_problems(config: SteeringConfig, loaded: LanguageModel, split: str)
     --problems. Raises UserError if --fit_problems is empty and --problems names a file, which has no splits."""
     source = config.kept.source
     if not config.fit_problems and not all(map(is_drawn, source.problems.split(","))):
-        raise UserError(f"--problems={source.problems} has one split, which is measured: name a file to fit on, "
-                        "--fit_problems")
+        raise UserError(f"--problems={source.problems} names a file, which has no second split to fit on: name another "
+                        "file with --fit_problems")
     return load_problems(ProblemSource(config.fit_problems or source.problems, source.prompt), loaded.tokenizer, split,
                          config.num_fit)
 
@@ -71,8 +71,9 @@ def append_words(problems: list[Problem], words: str) -> list[Problem]:
 
 def opening_words(family: Family) -> tuple[list[str], list[str]]:
     """(words that start a careful solution, words that start any other solution) of the family."""
-    careful, styles = next(iter(family.styles.values())), family.styles.items()
-    return [word for word, style in styles if style == careful], [word for word, style in styles if style != careful]
+    careful = next(iter(family.styles.values()))  # `styles` maps words to styles, of which the first is the careful one
+    return ([word for word, style in family.styles.items() if style == careful],
+            [word for word, style in family.styles.items() if style != careful])
 
 
 def is_careful(family: Family, tokenizer: Tokenizer, tokens_P: np.ndarray) -> np.ndarray:
@@ -93,9 +94,9 @@ def difference_of_means(residuals_PxD: np.ndarray, careful_P: Optional[np.ndarra
 
 
 def means(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem]) -> np.ndarray:
-    """f[D], a difference of two means of the residual after layer --layer, at the last token of prompts. If --problems
-    is a synthetic family: the mean over problems whose completion starts in the careful style, minus the mean over all
-    others; UserError if either group is empty. Otherwise: the mean over prompts followed by the words of --opening,
+    """f64[D]: a difference of two means of the residual after --layer at the last token of prompts. If --problems is a
+    synthetic family: the mean over problems whose completion starts in the careful style, minus the mean over all other
+    problems; UserError if either group is empty. Otherwise: the mean over prompts followed by the words of --opening,
     minus the mean over prompts alone."""
     residuals_LxPxD, tokens_P = read_prompt_ends(loaded, problems)
     residuals_PxD, family = residuals_LxPxD[config.layer], FAMILIES.get(config.kept.source.problems)
@@ -105,36 +106,37 @@ def means(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem]
     careful_P = is_careful(family, loaded.tokenizer, tokens_P)
     vector_D = difference_of_means(residuals_PxD, careful_P)
     if vector_D is None:
-        raise UserError(f"--vector=means: the model opens {careful_P.sum()} of {len(problems)} problems carefully, and "
-                        "there have to be some and others; raise --num_fit, or take another vector")
+        raise UserError(f"--vector=means: {careful_P.sum()} of {len(problems)} completions start in the careful style; "
+                        "some that do and some that do not are needed: raise --num_fit, or take another vector")
     return vector_D
 
 
 def random(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem],
            like_D: Optional[np.ndarray] = None) -> np.ndarray:
-    """A control: a random direction with the length of means. `like_D`, if given, replaces means."""
+    """A control: a random direction with the length of means, or of `like_D` if that is given."""
     like_D = means(config, loaded, problems) if like_D is None else like_D
     return scale_to(like_D, np.random.default_rng(config.kept.seed).standard_normal(loaded.config.d_model))
 
 
 def pca(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem],
         like_D: Optional[np.ndarray] = None) -> np.ndarray:
-    """A control: the first principal component of residuals at the end of prompts, with length and sign of means.
-    `like_D`, if given, replaces means."""
+    """A control: the first principal component of residuals at the end of prompts, with the length of means and its
+    sign (a positive dot product). `like_D`, if given, takes the place of means in both."""
     like_D = means(config, loaded, problems) if like_D is None else like_D
     residuals_LxPxD, _ = read_prompt_ends(loaded, problems)
     residuals_PxD = residuals_LxPxD[config.layer]
     _, _, components_KxD = np.linalg.svd(residuals_PxD - residuals_PxD.mean(0), full_matrices=False)
-    return scale_to(like_D, components_KxD[0] if components_KxD[0] @ like_D >= 0 else -components_KxD[0])
+    first_D = components_KxD[0]
+    return scale_to(like_D, first_D if first_D @ like_D >= 0 else -first_D)
 
 
 def scale_to(like_D: np.ndarray, direction_D: np.ndarray) -> np.ndarray:
-    """`direction_D` with the length of `like_D`."""
+    """f[D]: `direction_D`, scaled to the length of `like_D`."""
     return direction_D * (np.linalg.norm(like_D) / np.linalg.norm(direction_D))
 
 
 def trained(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem]) -> np.ndarray:
-    """The trained vector after --layer of the model --vectors. Raises UserError without --vectors."""
+    """The vector after --layer of the model --vectors, which was trained with one for each layer."""
     if not config.vectors:
         raise UserError("--vector=trained needs --vectors: a run directory of scripts.train --trainable=vector")
     shape = loaded.config.num_layers, loaded.config.d_model
@@ -146,13 +148,13 @@ VECTORS: dict[str, Callable] = {"means": means, "random": random, "pca": pca, "t
 
 
 def trained_vectors(flag: str, name: str, loaded: LanguageModel, shape: Optional[tuple] = None) -> np.ndarray:
-    """f64[L,D]: the trained vectors of the model `loaded`, which --flag=name chose. Raises UserError if the model has
-    none, or if `shape` is given and differs from theirs."""
-    found = [x for leaf, x in loaded.params["layers"].items() if leaf in ("vector", "first_vector")]
-    if not found:
+    """f64[L,D]: the trained vectors of the model `loaded`, one for each layer. Raises UserError if the model has none,
+    or if their shape is not `shape` (None: any). The errors name the model as --`flag`=`name`."""
+    arrays = [x for leaf, x in loaded.params["layers"].items() if leaf in ("vector", "first_vector")]
+    if not arrays:
         raise UserError(f"--{flag}={name} has no vectors: name a run directory of scripts.train --trainable=vector or "
                         "first_vector")
-    vectors_LxD = np.asarray(found[0], np.float64)
+    vectors_LxD = np.asarray(arrays[0], np.float64)
     if shape not in (None, vectors_LxD.shape):
         raise UserError(f"--{flag}={name}: its vectors are {vectors_LxD.shape[0]} of width {vectors_LxD.shape[1]}, and "
                         f"--model needs {shape[0]} of width {shape[1]}; take a model of the same shape")

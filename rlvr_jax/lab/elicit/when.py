@@ -35,7 +35,7 @@ POSITIONS = 8  # how many first positions of each text the table has; the figure
 
 class Gate(NamedTuple):
     """When to swap tokens: the base model writes, and the trained model's token replaces its own where the two differ
-    and all these conditions hold. With `reverse`, the trained model writes, and the base model's token replaces its."""
+    and all these conditions hold. With `reverse`, the two models change roles: the trained model writes."""
 
     first: float = math.inf  # only among this many first tokens
     least: float = 0.0  # only where KL(trained || base) is at least this
@@ -61,12 +61,14 @@ def swap_sample_fn(gates: list[Gate]) -> Callable:
     Its params are `{"base": Params, "trained": Params}`. `noted` has, for every token, what `compare` returns and
     whether it was `swapped`. Log-probabilities are the base model's. Only `Gate.chance` makes use of random numbers."""
     def sample_fn(params, config, prompts, rows, decoding):
-        gates_B = Gate(*(jnp.array(column)[rows.numbers % len(gates)] for column in zip(*gates)))  # fields are [B]
+        index_B = rows.numbers % len(gates)  # which gate each row has
+        gates_B = Gate(*(jnp.array(values)[index_B] for values in zip(*gates)))  # every field is an array [B]
         feed_trained, cache = run_beside(params["trained"], config, prompts, rows, decoding)
 
         def propose(cache, draw: sampler.Draw, base_NxV):
             trained_NxV, cache = feed_trained(draw, cache)
-            compared, gate = compare(base_NxV, trained_NxV), Gate(*(column[draw.rows] for column in gates_B))
+            compared = compare(base_NxV, trained_NxV)
+            gate = Gate(*(values_B[draw.rows] for values_B in gates_B))  # every field is an array [N]
             swapped_N = ((compared["base"] != compared["trained"]) & (draw.inputs.steps < gate.first)
                          & (compared["kl"] >= gate.least) & (compared["entropy"] >= gate.unsure)
                          & (draw.uniforms < gate.chance))
@@ -81,18 +83,19 @@ def swap_sample_fn(gates: list[Gate]) -> Callable:
 def sample_under_gates(name: str, command: str, config: Config, kept: KeptConfig, base: LanguageModel,
                        trained: LanguageModel, gates: dict[str, Gate], token_columns: tuple = ()) -> dict[str, list]:
     """Samples a greedy completion of each problem under each gate, saved in the folder `name` of --out (`sample_into`).
-    `config` has all flags of `command`, and `kept` is the part of them about completions. Returns {name of a gate:
-    rows}. Each row has the number of its `swapped` tokens and, for each of `token_columns`, a list with a value for
-    each token: "ids" are token ids, and other columns are what `swap_sample_fn` notes, such as "kl"."""
+    `config` has all flags of the script `command`; `kept` is the part of `config` about completions. Returns {name of a
+    gate: rows}. Each row has the number of its `swapped` tokens and, for each of `token_columns`, a list with a value
+    for each token: "ids" are token ids, and other columns are what `swap_sample_fn` notes, such as "kl"."""
     def columns(rollouts, texts, judged):
         values = rollouts.noted | {"ids": rollouts.completions}
         return [{"swapped": int(np.sum(values["swapped"][i][mask]))} | {
             column: values[column][i][mask].tolist() for column in token_columns}
             for i, mask in enumerate(rollouts.completion_mask)]
 
-    sampler = make_sampler(base, kept.sampling, sample_fn=swap_sample_fn(list(gates.values())),
+    swapper = make_sampler(base, kept.sampling, sample_fn=swap_sample_fn(list(gates.values())),
                            params={"base": base.params, "trained": trained.params})
-    rows = sample_into(name, command, config, sampler, load_sets(kept, base, lambda stem: (len(gates), 0.0)), columns)
+    benchmarks = load_sets(kept, base, lambda stem: (len(gates), 0.0))  # a greedy completion of a problem for each gate
+    rows = sample_into(name, command, config, swapper, benchmarks, columns)  # in the order of problems, then of gates
     return {gate: rows[i :: len(gates)] for i, gate in enumerate(gates)}
 
 
@@ -119,8 +122,8 @@ def when(config: WhenConfig) -> dict:
     """Compares --model with --trained and returns the summary. Writes summary.json, when.md and when.png into --out,
     and completions into its folders texts/ and swapped/, from which the same command resumes."""
     if not (config.kept.out and config.trained):
-        raise UserError("--out and --trained are required: a directory for the results, and what was trained from "
-                        "--model")
+        raise UserError("--out and --trained are required: a directory for the results, and a model that was trained "
+                        "from --model")
     config = config.with_flags(**{name: loading.pin_step(config.as_flags()[name]) for name in ("model", "trained")})
     kept, out = config.kept, pathlib.Path(config.kept.out)
     base = loading.load_fixed(kept.choice)
@@ -143,7 +146,7 @@ def when(config: WhenConfig) -> dict:
 
 def make_gates(config: WhenConfig, rows: list[dict]) -> dict[str, Gate]:
     """{name: gate} for --first and --shares. `rows`, the base model's completions, give the KL threshold of each share.
-    Each share has a control with as many swaps, at random tokens among those where the models differ."""
+    Each share also has a control with as many swaps, at random tokens among those where the models differ."""
     kls = np.concatenate([row["kl"] for row in rows])
     differ = np.concatenate([np.not_equal(row["base"], row["trained"]) for row in rows])
     gates = {f"first {k}": Gate(first=k) for k in config.first}
@@ -156,10 +159,10 @@ def make_gates(config: WhenConfig, rows: list[dict]) -> dict[str, Gate]:
 
 
 def summarise_text(rows: list[dict], tokenizer: Tokenizer) -> dict:
-    """Numbers about one model's completions. `tokens` is how many tokens they have, `changed` the share of tokens where
-    the most likely tokens of the two models differ, and `kl` the mean. `by_position` lists these three for each
-    position. `first_of_changed` is the share of first tokens among the changed ones, or None if none is changed.
-    `pairs` has the most frequent pairs of differing tokens: [the base model's, the trained model's, count]."""
+    """Numbers about one model's completions, `rows`. `tokens` is how many tokens they have, `changed` the share of them
+    where the most likely tokens of the two models differ, and `kl` the mean KL. `by_position` lists a dict of these
+    three for each position. `first_of_changed` is the share of first tokens among the changed ones, or None if none is
+    changed. `pairs` lists the most frequent pairs: [the base model's token, the trained model's token, count]."""
     lengths = np.array([len(row["kl"]) for row in rows])
     mask_NxT = np.arange(lengths.max())[None, :] < lengths[:, None]
     changed_NxT, kl_NxT = np.zeros(mask_NxT.shape), np.zeros(mask_NxT.shape)
@@ -183,8 +186,8 @@ def format_page(summary: dict) -> str:
     """The text of when.md: tables of both models' texts, of tokens at which they differ, of swaps, and of weights."""
     texts, flags = summary["texts"], summary["flags"]
     positions = markdown_table(["text", "tokens", "likeliest token differs", "KL"], [
-        [f"the {name}'s" + (f", token {i}" if i else ""), part["tokens"], f"{part['changed']:.1%}", f"{part['kl']:.4f}"]
-        for name, text in texts.items() for i, part in enumerate([text, *text["by_position"][:POSITIONS]])])
+        [f"the {name}'s" + (f", token {i}" if i else ""), row["tokens"], f"{row['changed']:.1%}", f"{row['kl']:.4f}"]
+        for name, text in texts.items() for i, row in enumerate([text, *text["by_position"][:POSITIONS]])])
     pairs = markdown_table(["the base model's token", "the trained model's", "times, in the base model's text"],
                            [[f"`{a}`", f"`{b}`", n] for a, b, n in texts["base"]["pairs"]])
     names = {"base": "nowhere", "trained": "wherever they differ"}
@@ -199,7 +202,7 @@ def format_page(summary: dict) -> str:
 
 
 def format_weights(weights: dict) -> str:
-    """A Markdown table of a `weight_difference`: all weights, then each kind of weight, averaged over layers."""
+    """A Markdown table of a `weight_difference` result: all weights, then each kind of weight, averaged over layers."""
     kinds, dashes = collections.defaultdict(list), ["-"] * (1 + len(TOP))  # "layers/q" is the kind of "layers/q/0"
     for name, tensor in weights["tensors"].items():
         kinds["/".join(part for part in name.split("/") if not part.isdigit())].append(tensor)
@@ -218,7 +221,7 @@ def draw_figure(summary: dict, sheet) -> None:
     sheet.set_size_inches(8, 3.4)
     left, right = sheet.subplots(1, 2)
     for (name, text), colour in zip(summary["texts"].items(), ("#0072b2", "#d55e00")):
-        kls = [part["kl"] for part in text["by_position"]]
+        kls = [position["kl"] for position in text["by_position"]]
         left.plot(range(1, len(kls) + 1), kls, "o-", color=colour, markersize=3, label=f"the {name}'s text")
     left.set(xlabel="token of the completion", ylabel="mean KL(trained || base), nats")
     left.legend(fontsize=8)
@@ -227,7 +230,7 @@ def draw_figure(summary: dict, sheet) -> None:
 
 
 def draw_intervals(axes, results: dict[str, tuple]) -> None:
-    """Draws each (value, interval) as a dot with whiskers, a row for each name, on matplotlib Axes."""
+    """Draws `results`, {name: (value, (low, high))}, on matplotlib Axes: a row for each name, a dot with whiskers."""
     values = np.array([value for value, _ in results.values()])
     lows, highs = np.array([interval for _, interval in results.values()]).T
     axes.errorbar(values, range(len(results)), xerr=np.maximum([values - lows, highs - values], 0), fmt="o",

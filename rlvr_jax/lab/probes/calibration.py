@@ -12,13 +12,13 @@ CONTROLS = {"constant": "the mean accuracy of --fit_on for every confidence",
 
 def probe_calibration(rows_by_file: dict[str, list[dict]], fit_on: str = "") -> Result:
     """Computes the calibration of each file of completions, given as {name: rows} (`evaluation.calibration`). `fit_on`
-    may name a file of completions of other problems: CONTROLS are fitted on it, and their calibration is computed
-    too. Raises UserError for a file without confidences, and if `fit_on` has a problem of another file."""
-    fit_rows = next(iter(read_files([fit_on], NEEDS, "calibration").values())) if fit_on else []
+    may name a file of completions of other problems: the two CONTROLS are fitted on it, and then scored on each file.
+    Raises UserError for a file without confidences, and if `fit_on` has a problem of another file."""
+    [fit_rows] = read_files([fit_on], NEEDS, "calibration").values() if fit_on else [[]]
     record = {"files": {name: calibration.summarise_calibration(rows) for name, rows in rows_by_file.items()}}
-    without = [name for name, summary in record["files"].items() if not summary]
-    if without or fit_rows and not calibration.summarise_calibration(fit_rows):
-        raise UserError(f"--probe=calibration: no completion of {', '.join(without) or fit_on} states a confidence")
+    silent = [name for name, summary in record["files"].items() if not summary]  # files that state no confidence
+    if silent or (fit_rows and not calibration.summarise_calibration(fit_rows)):
+        raise UserError(f"--probe=calibration: no completion of {', '.join(silent) or fit_on} states a confidence")
     lines = []
     for name, summary in record["files"].items():
         lines.append(f"- {name}, {calibration.format_calibration(summary)}")
@@ -27,11 +27,10 @@ def probe_calibration(rows_by_file: dict[str, list[dict]], fit_on: str = "") -> 
                 raise UserError(f"--fit_on={fit_on} has {len(shared)} of the problems that are judged: give "
                                 "completions of another split, as scripts.evaluate --heldout_split=dev makes them")
             summary |= calibration.control_scores(rows_by_file[name], fit_rows)
-            lines += [f"- {name}, {words}: {calibration.format_scores(summary[key])}"
-                      for key, words in CONTROLS.items()]
+            lines += [f"- {name}, {what}: {calibration.format_scores(summary[key])}" for key, what in CONTROLS.items()]
     table = markdown_table(["of", "confidence from", "to", "completions", "mean confidence", "share that was right"], [
-        [name, part["from"], part["to"], part["n"], f"{part['confidence']:.3f}", f"{part['accuracy']:.3f}"]
-        for name, summary in record["files"].items() for part in summary["bins"] if part["n"]])
+        [name, each["from"], each["to"], each["n"], f"{each['confidence']:.3f}", f"{each['accuracy']:.3f}"]
+        for name, summary in record["files"].items() for each in summary["bins"] if each["n"]])
     return Result(record, "\n".join([*lines, "", table, ""]),
                   lambda sheet: calibration.draw_reliability(sheet, record["files"]),
                   make_items(rows_by_file, (*COLUMNS, "confidence", "correct")), {"correct": "right"})

@@ -19,7 +19,7 @@ from rlvr_jax.runs.markdown import markdown_table
 
 NEEDS = ("prompt", "completion", "answer")  # columns that each row must have
 CELLS = ["".join(cell) for cell in itertools.product("10", repeat=3)]  # the values of C, V, K: "111", "110", ..., "000"
-# share -> (label, which traces are counted, of which traces the share is taken): names of `masks` in `summarise_traces`
+# key of a share -> (label, traces that are counted, traces among which they are counted): `masks` of `summarise_traces`
 SHARES = {"with_steps": ("show a step", "with steps", "all"), "coherent": ("coherent (C)", "coherent", "all"),
           "valid": ("valid (V)", "valid", "all"), "right": ("right (K)", "right", "all"),
           "coherent_of_shown": ("coherent, of those with steps", "coherent", "with steps"),
@@ -38,113 +38,118 @@ class JudgedTrace(NamedTuple):
 
 
 def probe_coherence(rows_by_file: dict[str, list[dict]]) -> Result:
-    """Summarises the traces and the other texts of each file, given as {name: rows}. Two files are also compared."""
-    record, items, traces = {"files": {}}, [], []
+    """Summarises traces and other texts of each file, given as {name: rows}. Compares two files: before and after."""
+    record, items, traces_by_file = {"files": {}}, [], []
     for name, rows in rows_by_file.items():
         judged = [(row, judge_row(row)) for row in rows]
-        traces.append([trace for _, trace in judged if trace])
+        traces = [trace for _, trace in judged if trace]
         texts = [row for row, trace in judged if not trace]
-        record["files"][name] = {"traces": summarise_traces(traces[-1]), "equations": summarise_equations(texts)}
-        items += [{"file": name} | item for item in (*map(make_trace_item, traces[-1]), *map(make_text_item, texts))]
-    if len(traces) == 2 and any(traces):
-        record["before_after"] = split_by_correctness(*traces)
-        record["length_matched"] = match_lengths(*traces)
+        traces_by_file.append(traces)
+        record["files"][name] = {"traces": summarise_traces(traces), "equations": summarise_equations(texts)}
+        items += [{"file": name} | item for item in (*map(make_trace_item, traces), *map(make_text_item, texts))]
+    if len(traces_by_file) == 2 and any(traces_by_file):
+        record["before_after"] = split_by_correctness(*traces_by_file)
+        record["length_matched"] = match_lengths(*traces_by_file)
     return Result(record, format_page(record), lambda sheet: draw_figure(record, sheet), items, {
         "coherent": "coherent", "valid": "valid", "right": "right", "correct": "right",
         "equations_hold": "all equations hold"})
 
 
 def judge_row(row: dict) -> Optional[JudgedTrace]:
-    """Judges the completion of a row; None if `traces.read_trace` cannot parse the row's prompt."""
-    if not (problem := read_trace(row["prompt"], row["completion"])):
+    """Judges the completion of a row; None if the prompt is neither an expression nor a chain (see `traces.py`)."""
+    if not (parsed := read_trace(row["prompt"], row["completion"])):
         return None
-    tree, trace = problem
+    tree, trace = parsed
     return JudgedTrace(row, trace.texts, judge_trace(tree, read_value(row["answer"]), trace))
 
 
 def make_trace_item(trace: JudgedTrace) -> dict:
-    """Returns the item that the page shows: columns of the row, the judgement, and "steps", each with its text and a
-    verdict. An error after the last step belongs to an additional step, "at the end"."""
+    """Returns the item that the page shows: columns of the row, the judgement, and "steps", dicts with "text", "right"
+    and "verdict". Errors at the end of the trace, if any, are shown as one more step, "at the end"."""
     steps = []
     for index, text in enumerate([*trace.steps, "at the end"]):
-        wrong = [f"{name}: {CLASSES[name]}" for name, position in trace.judgement.errors if position == index]
-        steps.append({"text": text, "right": not wrong, "verdict": "; ".join(wrong) or "sound"})
+        errors = [f"{name}: {CLASSES[name]}" for name, position in trace.judgement.errors if position == index]
+        steps.append({"text": text, "right": not errors, "verdict": "; ".join(errors) or "sound"})
     return {key: trace.row[key] for key in COLUMNS if key in trace.row} | trace.judgement._asdict() | {
         "steps": steps[:-1] if steps[-1]["right"] else steps}
 
 
 def make_text_item(row: dict) -> dict:
-    """Returns the item that the page shows: columns of the row, equations as "steps", and if any, whether all hold."""
+    """Returns the item that the page shows: columns of the row, its equations as "steps", and, if there are any,
+    "equations_hold", whether all of them hold at least when rounded."""
+    verdicts = {(True, False): "holds", (False, True): "holds when rounded", (False, False): "does not hold"}
     steps = [{"text": equation.text, "right": equation.holds or equation.rounded,
-              "verdict": "holds" if equation.holds else "holds when rounded" if equation.rounded else "does not hold"}
-             for equation in read_equations(row["completion"])]
+              "verdict": verdicts[equation.holds, equation.rounded]} for equation in read_equations(row["completion"])]
     hold = {"equations_hold": all(step["right"] for step in steps)} if steps else {}
     return {key: row[key] for key in (*COLUMNS, "correct") if key in row} | hold | {"steps": steps}
 
 
 def summarise_traces(traces: list[JudgedTrace]) -> dict:
-    """Returns counts and the SHARES of the traces of one file; {} without traces. "cells" counts traces by C, V and K,
-    "errors" each class of errors by the number of the step, from 1. "steps" is the mean number of steps,
-    "wrong_steps_per_100" the percentage of steps with an error of UNSOUND. "by_steps" has shares of coherent and valid
-    traces by their number of steps, because short traces are more easily coherent."""
+    """Returns SHARES and counts of the traces of one file; {} without traces. "cells" counts traces by C, V and K.
+    "errors" is {class: {number of the step, from 1: number of errors}}. "steps" is the mean number of steps,
+    "wrong_steps_per_100" the percentage of steps with an error of UNSOUND (None without steps). "by_steps" has shares
+    of coherent and valid traces by their number of steps, because short traces are more easily coherent."""
     if not traces:
         return {}
     coherent, valid, right = np.array([trace.judgement[:3] for trace in traces], bool).T
     sizes = np.array([len(trace.steps) for trace in traces])
     masks = {"all": sizes >= 0, "with steps": sizes > 0, "coherent": coherent, "valid": valid, "right": right,
              "both": coherent & valid}
-    shares = {name: estimate_share(masks[hit][masks[among]].tolist(),
-                                   [problem_key(traces[i].row) for i in np.flatnonzero(masks[among])])
-              for name, (_, hit, among) in SHARES.items()}
+    problems = [problem_key(trace.row) for trace in traces]
+    shares = {key: estimate_share(masks[counted][masks[among]].tolist(),
+                                  list(itertools.compress(problems, masks[among])))
+              for key, (_, counted, among) in SHARES.items()}
     cells = collections.Counter("".join(str(int(x)) for x in trace.judgement[:3]) for trace in traces)
+    errors: dict[str, dict] = {name: {} for name in CLASSES}
     counts = collections.Counter(error for trace in traces for error in trace.judgement.errors)
-    total = int(sizes.sum())
-    wrong = sum(len({place for name, place in trace.judgement.errors if name in UNSOUND}) for trace in traces)
+    for (name, position), count in sorted(counts.items()):
+        errors[name][str(position + 1)] = count
+    num_steps = int(sizes.sum())
+    num_wrong = sum(len({place for name, place in trace.judgement.errors if name in UNSOUND}) for trace in traces)
     return {"n": len(traces), "cells": {cell: cells[cell] for cell in CELLS}, **shares,
-            "steps": total / len(traces), "wrong_steps_per_100": 100 * wrong / total if total else None,
-            "errors": {name: places for name in CLASSES if (places := {
-                str(place + 1): count for (each, place), count in sorted(counts.items()) if each == name})},
+            "steps": num_steps / len(traces), "wrong_steps_per_100": 100 * num_wrong / num_steps if num_steps else None,
+            "errors": {name: by_step for name, by_step in errors.items() if by_step},
             "by_steps": {str(size): {"n": int(np.sum(sizes == size)), "coherent": float(coherent[sizes == size].mean()),
                                      "valid": float(valid[sizes == size].mean())} for size in np.unique(sizes)}}
 
 
 def summarise_equations(rows: list[dict]) -> dict:
-    """Summarises the equations in rows that are no traces: the shares that "hold" exactly, or only "rounded", and
-    "with_any", the share of rows that have an equation. Returns {} without rows."""
+    """Summarises the equations in rows that are no traces: the shares of equations that "hold" exactly, and that hold
+    only when "rounded"; and "with_any", the share of the n rows that have an equation. Returns {} without rows."""
     if not rows:
         return {}
     by_row = [read_equations(row["completion"]) for row in rows]
-    problems = [problem_key(row) for row, found in zip(rows, by_row) for _ in found]
-    every = list(itertools.chain(*by_row))
-    return {"n": len(rows), "with_any": float(np.mean(list(map(bool, by_row)))), "equations": len(every),
-            "hold": estimate_share([equation.holds for equation in every], problems),
-            "rounded": estimate_share([equation.rounded for equation in every], problems)}
+    problems = [problem_key(row) for row, found in zip(rows, by_row) for _ in found]  # the problem of each equation
+    equations = list(itertools.chain(*by_row))
+    return {"n": len(rows), "with_any": float(np.mean(list(map(bool, by_row)))), "equations": len(equations),
+            "hold": estimate_share([equation.holds for equation in equations], problems),
+            "rounded": estimate_share([equation.rounded for equation in equations], problems)}
 
 
 def split_by_correctness(before: list[JudgedTrace], after: list[JudgedTrace]) -> dict:
-    """Returns the shares of coherent and valid traces for four groups of pairs. A pair is a trace before training and
-    that after; "01" has the pairs whose answer was wrong before and right after. Raises UserError unless both
-    files have the same problems in the same order, and the same number of completions of each."""
+    """Returns {group of pairs: {"n", "coherent_before", ..., "valid_after"}}. A pair is a trace before training and
+    that after; its group says whether each answer is right: "01" is wrong before, right after. Raises UserError unless
+    both files have the same problems in the same order, and the same number of completions of each."""
     prompts = [[(*problem_key(trace.row), trace.row.get("sample"), trace.row["prompt"]) for trace in side]
                for side in (before, after)]
     if prompts[0] != prompts[1]:
-        raise UserError("the two files of --completions are not of the same problems in the same order, as many "
-                        "completions of each; probe them one by one")
+        raise UserError("the two files of --completions are not of the same problems in the same order, with as many "
+                        "completions of each, so they cannot be compared; probe them one by one")
     split = {}
-    for cell in itertools.product((False, True), repeat=2):
-        pairs = [pair for pair in zip(before, after) if tuple(trace.judgement.right for trace in pair) == cell]
+    for rights in itertools.product((False, True), repeat=2):
+        pairs = [pair for pair in zip(before, after) if tuple(trace.judgement.right for trace in pair) == rights]
         problems = [problem_key(trace.row) for trace, _ in pairs]
-        split["".join(str(int(right)) for right in cell)] = {"n": len(pairs)} | {
+        split["".join(str(int(right)) for right in rights)] = {"n": len(pairs)} | {
             f"{name}_{side}": estimate_share([getattr(pair[i].judgement, name) for pair in pairs], problems)
             for i, side in enumerate(SIDES) for name in ("coherent", "valid")}
     return split
 
 
 def match_lengths(before: list[JudgedTrace], after: list[JudgedTrace]) -> dict:
-    """Returns the shares of coherent and valid traces before and after, at the same distribution of numbers of steps: a
-    trace before training with s steps (s >= 0) has the weight n_after(s) / n_before(s), where n counts the traces with
-    s steps. Traces with a number of steps that occurs on one side only are left out. "covered" is the share of the
-    traces after training that remain; if none remains, the other shares are None."""
+    """Returns the shares of coherent and valid traces before and after, such as "coherent_before", at the same
+    distribution of numbers of steps. A trace before training with s steps (s >= 0) has the weight n_after(s) /
+    n_before(s), where n counts the traces with s steps. Traces with a number of steps that occurs on one side only are
+    left out. "covered" is the share of the traces after training that remain; if it is 0, the other shares are None."""
     sizes = [collections.Counter(len(trace.steps) for trace in side) for side in (before, after)]
     weights = {"before": [sizes[1][len(trace.steps)] / sizes[0][len(trace.steps)] for trace in before],
                "after": [float(len(trace.steps) in sizes[0]) for trace in after]}
@@ -162,8 +167,8 @@ def format_page(record: dict) -> str:
               "95 % intervals in brackets.", *(format_traces(files) if files else ())]
     if split := record.get("before_after"):
         words = {"0": "wrong", "1": "right"}
-        rows = [[words[cell[0]], words[cell[1]], pairs["n"],
-                 *(format_share(pairs[key]) for key in pairs if key != "n")] for cell, pairs in split.items()]
+        rows = [[words[group[0]], words[group[1]], pairs["n"],
+                 *(format_share(pairs[key]) for key in pairs if key != "n")] for group, pairs in split.items()]
         matched = record["length_matched"]
         blocks += [markdown_table(["before", "after", "pairs", "C before", "V before", "C after", "V after"], rows),
                    "At the same lengths (a trace before weighs as its number of steps is frequent after; "
@@ -171,24 +176,25 @@ def format_page(record: dict) -> str:
                    markdown_table(["C before", "V before", "C after", "V after"], [
                        [format_estimate(matched[f"{name}_{side}"]) for side in SIDES
                         for name in ("coherent", "valid")]])]
-    texts = [[name, file["n"], f"{file['with_any']:.1%}", file["equations"], format_share(file["hold"]),
-              format_share(file["rounded"])] for name, both in record["files"].items() if (file := both["equations"])]
+    texts = {name: summary["equations"] for name, summary in record["files"].items() if summary["equations"]}
     if texts:
-        blocks.append(markdown_table(["texts of", "completions", "with an equation", "equations", "hold exactly",
-                                      "hold when rounded"], texts))
+        blocks.append(markdown_table(
+            ["texts of", "completions", "with an equation", "equations", "hold exactly", "hold when rounded"],
+            [[name, file["n"], f"{file['with_any']:.1%}", file["equations"], format_share(file["hold"]),
+              format_share(file["rounded"])] for name, file in texts.items()]))
     return "\n\n".join(blocks) + "\n"
 
 
 def format_traces(files: dict[str, dict]) -> list[str]:
-    """Markdown tables of `files`, {name: summary of its traces}: shares, cells, errors, shares by number of steps."""
+    """Markdown tables of `files`, {name: `summarise_traces`}: shares, cells, errors, shares by number of steps."""
     shares = [[label, *(format_share(file[key]) for file in files.values())] for key, (label, *_) in SHARES.items()]
     shares += [["steps in a trace", *(f"{file['steps']:.2f}" for file in files.values())],
                ["wrong steps in 100", *(format_estimate(file["wrong_steps_per_100"]) for file in files.values())]]
     cells = [[*("yes" if bit == "1" else "no" for bit in cell), *(file["cells"][cell] for file in files.values())]
              for cell in CELLS]
-    errors = [[name, f"{label}: {CLASSES[label]}", sum(places.values()),
-               ", ".join(f"{at}: {n}" for at, n in places.items())]
-              for name, file in files.items() for label, places in file["errors"].items()]
+    errors = [[name, f"{label}: {CLASSES[label]}", sum(by_step.values()),
+               ", ".join(f"{step}: {count}" for step, count in by_step.items())]
+              for name, file in files.items() for label, by_step in file["errors"].items()]
     sizes = [[name, size, group["n"], f"{group['coherent']:.3f}", f"{group['valid']:.3f}"]
              for name, file in files.items() for size, group in file["by_steps"].items()]
     return [markdown_table(["traces", *files], shares), markdown_table(["C", "V", "K", *files], cells),
@@ -203,9 +209,9 @@ def draw_figure(record: dict, sheet) -> None:
     left, right = sheet.subplots(1, 2)
     for n, (name, file) in enumerate(files.items()):
         draw_shares(left, [file[key] for key in ("coherent", "valid", "right", "valid_if_coherent")], 0.12 * n, name)
-        for label, places in file["errors"].items():
+        for label, by_step in file["errors"].items():
             if label != "empty":  # an error of this class has no step
-                right.plot([int(at) for at in places], [count / file["n"] for count in places.values()],
+                right.plot([int(step) for step in by_step], [count / file["n"] for count in by_step.values()],
                            ["o-", "s--", "^:"][n % 3], color=f"C{list(CLASSES).index(label)}",
                            label=f"{label}, {name}")
     left.set(xticks=range(4), ylim=(-0.03, 1.03), ylabel="share of traces")

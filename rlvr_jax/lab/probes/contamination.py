@@ -59,17 +59,18 @@ def make_benchmarks(config: ContaminationConfig, measured: EvaluateConfig, loade
     benchmarks = []
     for label, problems in load_questions(config, measured.kept, loaded):
         for fraction in config.fractions:
-            if not (parts := [part for problem in problems if (part := cut_question(problem, fraction))]):
+            shortened = list(filter(None, (cut_question(problem, fraction) for problem in problems)))
+            if not shortened:
                 raise UserError(f"no question of {label} has enough words for --fractions={fraction:g}")
-            benchmark = make_benchmark(measured.kept, loaded, f"{label} {fraction:g}", parts)
+            benchmark = make_benchmark(measured.kept, loaded, f"{label} {fraction:g}", shortened)
             benchmarks.append(benchmark._replace(judge=functools.partial(judge_rest, benchmark.judge), columns=OF))
     return benchmarks
 
 
 def load_questions(config: ContaminationConfig, kept: KeptConfig, loaded: LanguageModel
                    ) -> Iterator[tuple[str, list[Problem]]]:
-    """Yields (label, problems) for each source and each kind of its twins; the columns OF except "fraction" are in each
-    problem's meta. No twins are made of --clean, because this source is itself a control."""
+    """Yields (label, problems) for each source and each kind of its twins. Each problem's meta has the columns OF
+    except "fraction". No twins are made of --clean, because this source is itself a control."""
     sources = kept.source.problems.split(",")
     sources += [config.clean] if config.clean and config.clean not in sources else []
     if len(set(sources)) < len(sources):
@@ -79,7 +80,7 @@ def load_questions(config: ContaminationConfig, kept: KeptConfig, loaded: Langua
         originals = load_problems(ProblemSource(source, kept.source.prompt), loaded.tokenizer, kept.heldout_split,
                                   kept.max_problems)
         twins = make_twins("" if source == config.clean else config.twins, originals, kept.seed)
-        for twin, problems in ({"": dict(enumerate(originals))} | twins).items():
+        for twin, problems in ({"": dict(enumerate(originals))} | twins).items():  # problems: {index: problem}
             if not problems:
                 raise UserError(f"--twins={config.twins}: no question of {source} has a twin that is {twin}; leave it "
                                 "out, or probe this source alone")
@@ -104,16 +105,16 @@ def cut_question(problem: Problem, fraction: float) -> Optional[Problem]:
 
 
 def judge_rest(by_answer: Callable, texts: list[str], problems: list[Problem]) -> list[dict]:
-    """A `judge` of `measure.Benchmark`: joins the results of the judge `by_answer` and of `compare_with_rest`, a dict
-    for each text. For a twin whose answer is unknown, "correct" is None."""
+    """Returns a dict for each of the completions `texts`: what the judge `by_answer` returns, and the comparison with
+    the hidden rest of the question. For a twin whose answer is unknown, "correct" is None."""
     return [verdict | ({"correct": None} if problem.meta["twin"] and not problem.answer else {})
             | compare_with_rest(text, problem.meta["rest"])
             for text, problem, verdict in zip(texts, problems, by_answer(texts, problems))]
 
 
 def compare_with_rest(text: str, rest: str) -> dict:
-    """Compares the hidden text `rest` with as many words of the completion `text`: "exact" says whether all words are
-    equal, "rouge_l" how similar the texts are, and "too_short" whether the completion has fewer words."""
+    """Compares the hidden text `rest` with as many first words of the completion `text`. Returns "rest" itself;
+    "exact", whether all words are equal; "rouge_l", a float; and "too_short", whether `text` has fewer words."""
     hidden, words = rest.split(), text.split()
     first = words[: len(hidden)]
     return {"rest": rest, "exact": first == hidden, "rouge_l": rouge_l(" ".join(first), rest),
@@ -125,15 +126,16 @@ def probe_contamination(rows_by_file: dict[str, list[dict]], clean: str = "") ->
     source with its controls, at the same fraction: its twins, and the source `clean` if that is not empty."""
     record: dict[str, dict] = {"files": {}}
     for name, rows in rows_by_file.items():
-        parts = group_rows(rows, lambda row: (row["source"], row["twin"], row["fraction"]))
+        groups = group_rows(rows, lambda row: (row["source"], row["twin"], row["fraction"]))
         clean_source, summaries = find_clean_source(clean, rows), {}
-        for (source, twin, fraction), part in parts.items():
-            controls = {} if twin or source == clean_source else {
-                make_label(other, kind): compare_with_control(part, control, kind)
-                for (other, kind, shown), control in parts.items()
-                if shown == fraction and ((other, kind) == (clean_source, "") or (other == source and kind))}
-            summaries.setdefault(make_label(source, twin), {})[f"{100 * fraction:g}%"] = {
-                "fraction": fraction, "twin": twin} | summarise_part(part) | ({"against": controls} if controls else {})
+        for (source, twin, fraction), group in groups.items():
+            summary, against = {"fraction": fraction, "twin": twin} | summarise_benchmark(group), {}
+            for (other, kind, other_fraction), control in groups.items():
+                is_control = other == source and kind or (other, kind) == (clean_source, "")
+                if is_control and other_fraction == fraction and not twin and source != clean_source:
+                    against[make_label(other, kind)] = compare_with_control(group, control, kind)
+            summary |= {"against": against} if against else {}
+            summaries.setdefault(make_label(source, twin), {})[f"{100 * fraction:g}%"] = summary
         record["files"][name] = summaries
     items = make_items(rows_by_file, (*OF, "prompt", "rest", "completion", "exact", "rouge_l", "correct"))
     items.sort(key=lambda item: (item["twin"] != "", -item["exact"], -item["rouge_l"]))
@@ -142,28 +144,28 @@ def probe_contamination(rows_by_file: dict[str, list[dict]], clean: str = "") ->
 
 
 def find_clean_source(clean: str, rows: list[dict]) -> Optional[str]:
-    """Returns the "source" in `rows` that `clean` names; None if `clean` is "". Raises UserError if there is none."""
+    """The "source" in `rows` that is `clean` or its stem; None if `clean` is "". Raises UserError if there is none."""
     sources = dict.fromkeys(row["source"] for row in rows)
-    name = next((name for name in (clean, pathlib.Path(clean).stem) if name in sources), None)
-    if clean and not name:
+    names = [name for name in (clean, pathlib.Path(clean).stem) if name in sources]
+    if clean and not names:
         raise UserError(f"--clean={clean}: the completions are of {', '.join(sources)}; name one of these")
-    return name
+    return names[0] if names else None
 
 
-def summarise_part(rows: list[dict]) -> dict:
-    """Returns "n", the number of rows, one for each problem; the shares "exact" and "correct" (among known answers) and
-    the mean "rouge_l", with 95 % intervals over problems; and the share "too_short"."""
-    likeness = np.array([row["rouge_l"] for row in rows])
+def summarise_benchmark(rows: list[dict]) -> dict:
+    """Summarises "n" rows, one for each problem: the shares "exact" and "correct" (among known answers) and the mean
+    "rouge_l", each with its "value" and 95 % "interval" over problems; and the share "too_short", a number."""
+    rouge_P = np.array([row["rouge_l"] for row in rows])
     right = [row["correct"] for row in rows if row["correct"] is not None]
     return {"n": len(rows), "exact": estimate_share([row["exact"] for row in rows], range(len(rows))),
-            "rouge_l": {"value": float(np.mean(likeness)), "interval": list(bootstrap(likeness))},
+            "rouge_l": {"value": float(np.mean(rouge_P)), "interval": list(bootstrap(rouge_P))},
             "correct": estimate_share(right, range(len(right))),
             "too_short": float(np.mean([row["too_short"] for row in rows]))}
 
 
 def compare_with_control(rows: list[dict], control: list[dict], twin: str) -> dict:
-    """Compares the rows of a source with those of a control: differences of "exact" and "rouge_l" with 95 % intervals,
-    the AUROC of each (how well it separates the source's problems from the control's), and the "verdict" by RULE. If
+    """Compares the rows of a source with those of a control: differences of mean "exact" and "rouge_l", with intervals;
+    the "auroc" of each, how well it separates the source's problems from the control's; and the "verdict" by RULE. If
     the control is a kind of twins, `twin`, differences are paired, and problems without a twin are left out."""
     if twin:
         originals, twins = ({row["item"]: row for row in side} for side in (rows, control))
@@ -197,24 +199,26 @@ so likeness does not decide. Each deciding interval errs one time in forty: of m
 Read the exact continuations, first in the items file."""
 
 
-def list_parts(record: dict) -> list[tuple]:
-    """(file, source or "source, kind of twins", fraction as "40%", result of `summarise_part`) of each benchmark."""
-    return [(name, source, f"{part['fraction']:.0%}", part) for name, sources in record["files"].items()
-            for source, fractions in sources.items() for part in fractions.values()]
+def list_summaries(record: dict) -> list[tuple]:
+    """A tuple for each benchmark: (file, source or "source, kind of twins", fraction as "40%", its summary, a dict)."""
+    return [(name, source, f"{summary['fraction']:.0%}", summary) for name, sources in record["files"].items()
+            for source, fractions in sources.items() for summary in fractions.values()]
 
 
 def format_page(record: dict) -> str:
     """The Markdown page: a table of all benchmarks and, if there are controls, a table of comparisons with them."""
-    parts, sets, comparisons = list_parts(record), [], []
-    shown = len(record["files"]) > 1, True, len({fraction for _, _, fraction, _ in parts}) > 1
-    for name, source, fraction, part in parts:
-        label = ", ".join(text for text, differs in zip((name, source, fraction), shown) if differs)
-        sets.append([label, format_share(part["exact"]), format_estimate(*part["rouge_l"].values()),
-                     format_share(part["correct"]) if part["correct"]["n"] else "-", f"{part['too_short']:.1%}"])
-        comparisons += [[label, control.removeprefix(f"{source}, "),
-                         *(format_estimate(*against[key].values(), "+") for key in ("exact", "rouge_l")),
-                         format_estimate(against["auroc"]["rouge_l"]), against["verdict"]]
-                        for control, against in part.get("against", {}).items()]
+    summaries, sets, comparisons = list_summaries(record), [], []
+    many_files, many_fractions = len(record["files"]) > 1, len({fraction for _, _, fraction, _ in summaries}) > 1
+    for name, source, fraction, summary in summaries:
+        label = (f"{name}, " if many_files else "") + source + (f", {fraction}" if many_fractions else "")
+        right = format_share(summary["correct"]) if summary["correct"]["n"] else "-"
+        sets.append([label, format_share(summary["exact"]), format_estimate(*summary["rouge_l"].values()), right,
+                     f"{summary['too_short']:.1%}"])
+        for control, against in summary.get("against", {}).items():
+            differences = [format_estimate(against[key]["difference"], against[key]["interval"], "+")
+                           for key in ("exact", "rouge_l")]
+            comparisons.append([label, control.removeprefix(f"{source}, "), *differences,
+                                format_estimate(against["auroc"]["rouge_l"]), against["verdict"]])
     text = NOTE + "\n\n" + markdown_table(["problems", "exact", "ROUGE-L", "right answer", "too short"], sets) + "\n"
     return text if not comparisons else text + "\n" + RULE + "\n\n" + markdown_table(
         ["problems", "control", "exact, difference", "ROUGE-L, difference", "AUROC", "verdict"], comparisons) + "\n"
@@ -223,24 +227,25 @@ def format_page(record: dict) -> str:
 def draw_figure(record: dict, sheet) -> None:
     """Draws a row for each source and each kind of twins on the matplotlib Figure `sheet`. The panels show exact
     continuations, ROUGE-L, right answers, and the AUROC of ROUGE-L against each control. A colour is a fraction."""
-    parts = list_parts(record)
-    rows = list(dict.fromkeys((file, source) for file, source, _, _ in parts))
-    fractions = sorted({part["fraction"] for *_, part in parts})
-    names = {"exact": "exact continuation", "rouge_l": "ROUGE-L", "correct": "right answer", "auroc": "AUROC, ROUGE-L"}
+    summaries = list_summaries(record)
+    rows = list(dict.fromkeys((file, source) for file, source, _, _ in summaries))
+    fractions = sorted({summary["fraction"] for *_, summary in summaries})
+    titles = {"exact": "exact continuation", "rouge_l": "ROUGE-L", "correct": "right answer", "auroc": "AUROC, ROUGE-L"}
     sheet.set_size_inches(11, 1.2 + 0.28 * len(rows))
-    panels = dict(zip(names, sheet.subplots(1, len(names), sharey=True)))
-    for file, source, _, part in parts:
-        number = fractions.index(part["fraction"])
+    panels = dict(zip(titles, sheet.subplots(1, len(titles), sharey=True)))
+    for file, source, _, summary in summaries:
+        number = fractions.index(summary["fraction"])
         colour, y = f"C{number}", rows.index((file, source)) + 0.2 * (number - (len(fractions) - 1) / 2)
         for key in ("exact", "rouge_l", "correct"):
-            if part[key].get("n", part["n"]):
-                panels[key].plot(part[key]["interval"], [y] * 2, colour, linewidth=1.2)
-                panels[key].plot(part[key]["value"], y, "o", color=colour, markersize=4,
-                                 mfc="white" if part["twin"] else colour)
-        for against in part.get("against", {}).values():
+            estimate = summary[key]
+            if estimate["value"] is not None:
+                panels[key].plot(estimate["interval"], [y] * 2, colour, linewidth=1.2)
+                panels[key].plot(estimate["value"], y, "o", color=colour, markersize=4,
+                                 mfc="white" if summary["twin"] else colour)
+        for against in summary.get("against", {}).values():
             panels["auroc"].plot(against["auroc"]["rouge_l"], y, "o", color=colour, markersize=4)
     for key, axes in panels.items():
-        axes.set(xlabel=names[key], xlim=(-0.03, 1.03), ylim=(len(rows) - 0.5, -0.5))
+        axes.set(xlabel=titles[key], xlim=(-0.03, 1.03), ylim=(len(rows) - 0.5, -0.5))
         axes.grid(axis="x", alpha=0.3)
     panels["auroc"].axvline(0.5, color="0.6", linewidth=1)
     panels["exact"].set_yticks(range(len(rows)), [
@@ -248,5 +253,5 @@ def draw_figure(record: dict, sheet) -> None:
     for i, fraction in enumerate(fractions):
         panels["exact"].plot([], [], "o", color=f"C{i}", markersize=4, label=f"{fraction:.0%} shown")
     sheet.legend(*panels["exact"].get_legend_handles_labels(), loc="outside lower center", ncols=len(fractions),
-                 fontsize=8, title="hollow: a twin" if any(part["twin"] for *_, part in parts) else None,
+                 fontsize=8, title="hollow: a twin" if any(summary["twin"] for *_, summary in summaries) else None,
                  title_fontsize=8)

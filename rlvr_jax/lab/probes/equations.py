@@ -9,6 +9,7 @@ MAX_LENGTH = 20_000  # characters of a text that are searched
 
 _SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 _SPELLINGS = {"−": "-", "–": "-", "×": "*", "·": "*", "÷": "/", r"\times": "*", r"\cdot": "*", r"\div": "/"}
+# The lookarounds of _EQUATION skip a match that is cut out of a longer number, term or equation, such as 2 + 3 = 5 * x.
 _NUMBER = r"\$?(-?\d{1,15}(?:,\d{3}){0,4}(?:\.\d{1,15})?)"
 _EQUATION = re.compile(rf"(?<![\w.,]){_NUMBER} ?([-+*/]) ?{_NUMBER} ?= ?{_NUMBER}"
                        r"(?![\w%^])(?![.,]\d)(?! ?[-+*/] ?[\w$(])", re.ASCII)
@@ -35,7 +36,7 @@ def read_equations(text: str) -> list[Equation]:
 
 
 def _check(a: str, sign: str, b: str, c: str, text: str) -> Equation:
-    """Checks the equation `a sign b = c`, which is written as `text`."""
+    """Checks the equation `a sign b = c`, which is written as `text`. A division by 0 does not hold."""
     left, right, claimed = (Fraction(number.replace(",", "")) for number in (a, b, c))
     if sign == "/" and not right:
         return Equation(text, False, False)

@@ -25,24 +25,25 @@ class PlantConfig(Config):
 
 
 def plant_benchmark(config: PlantConfig) -> dict[int, list[Problem]]:
-    """Draws different problems of the test split; returns {n: the problems that pre-training is to see n times}. Half
-    of them have n = 0, the other half is divided evenly among the numbers in --times. Writes the problems to
-    OUT/times_N.jsonl and, for `scripts.pretrain --leaked`, OUT/leaked.jsonl: a line has a question with its answer,
-    "text", and n, "times". Raises UserError if the half does not divide evenly or the family is too small."""
+    """Draws different problems of the test split. Returns {n: the problems that pre-training is to see n times}: half
+    of the problems never (n = 0), the other half divided evenly among the numbers n in --times. Writes the problems of
+    each n to OUT/times_N.jsonl and, for `scripts.pretrain --leaked`, OUT/leaked.jsonl, whose lines have "text", a
+    question with its answer, and "times", n. Raises UserError if the half does not divide so, or too few are drawn."""
     if not config.out:
         raise UserError("--out is required: the directory for leaked.jsonl and times_N.jsonl")
-    times = sorted(set(config.times) - {0})
-    if not times or config.num_problems % (2 * len(times)):
-        raise UserError(f"--num_problems={config.num_problems}: half of them have to divide evenly among the "
-                        f"{len(times)} numbers above 0 in --times")
+    numbers = sorted(set(config.times) - {0})
+    if not numbers or config.num_problems % (2 * len(numbers)):
+        raise UserError(f"--num_problems={config.num_problems}: half of the problems have to divide evenly among the "
+                        f"{len(numbers)} numbers above 0 in --times, of which there has to be at least one")
     drawn = draw_problems(config.problems, np.random.default_rng(config.seed), 2 * config.num_problems, "test",
                           config.num_ops)
     different = list({problem.question: problem for problem in drawn}.values())[: config.num_problems]
     if len(different) < config.num_problems:
         raise UserError(f"--num_problems={config.num_problems}: {config.problems} has {len(different)} of --num_ops="
-                        f"{config.num_ops}")
-    half, size = config.num_problems // 2, config.num_problems // 2 // len(times)  # size: problems for each n > 0
-    by_times = {0: different[:half]} | {n: different[half + i * size :][:size] for i, n in enumerate(times)}
+                        f"{config.num_ops}, as far as a sample shows; lower --num_problems or raise --num_ops")
+    half = config.num_problems // 2
+    size = half // len(numbers)  # how many problems each n > 0 gets
+    by_times = {0: different[:half]} | {n: different[half + i * size :][:size] for i, n in enumerate(numbers)}
     answer_format, out = FAMILIES[config.problems].answer_format, pathlib.Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     for n, problems in by_times.items():

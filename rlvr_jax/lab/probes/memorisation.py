@@ -39,9 +39,6 @@ class Chain(NamedTuple):
     operands: tuple[int, ...]
 
 
-# ----- twins
-
-
 def change_operands(count: int, rng: np.random.Generator, algebra: chains.Algebra, chain: Chain) -> Chain:
     """Replaces `count` random operands, or all if the chain has fewer, by other random operands."""
     operands = list(chain.operands)
@@ -81,7 +78,7 @@ def draw_twins(kind: str, rng: np.random.Generator, algebra: chains.Algebra, cha
 
 
 def solve_chain(algebra: chains.Algebra, chain: Chain) -> Optional[list[int]]:
-    """The value after each operation; None if an operation is not allowed."""
+    """Returns the chain's value after each operation; None if an operation is not allowed."""
     values = [chain.start]
     for op, operand in zip(chain.ops, chain.operands):
         values.append(int(algebra.results[values[-1], op, operand]))
@@ -100,15 +97,16 @@ def parse_chain(question: str) -> tuple[str, Chain]:
                           tuple(operands))
         except (ValueError, IndexError):
             continue
-        if (words[-1] == "=" and len(words) == 2 * len(chain.ops) + 3 > 3
-                and max(operands) < algebra.results.shape[-1] and solve_chain(algebra, chain) is not None):
+        is_whole = words[-1] == "=" and len(words) == 2 * len(chain.ops) + 3  # each operation has two words
+        if (is_whole and operands and max(operands) < algebra.results.shape[-1]
+                and solve_chain(algebra, chain) is not None):
             return family, chain
-    raise UserError(f"--probe=memory makes twins of chains of {', '.join(ALGEBRAS)}; {question[:80]!r} is none that "
-                    "has a solution")
+    raise UserError(f"--probe=memory makes twins of chains of {', '.join(ALGEBRAS)}, such as coins 7 + 5 * 2 =; "
+                    f"{question[:80]!r} is no such chain, or has no solution")
 
 
 def to_problems(algebra: chains.Algebra, twins: list[Chain]) -> list[Problem]:
-    """Makes problems of chains with equal numbers of operations; meta["split"] is the split of the chain."""
+    """Makes a problem of each of `twins`, which have equally many operations; meta["split"] is the split of a chain."""
     topics, starts, ops, operands = map(np.array, zip(*twins))  # the fields of Chain, of all twins
     results = np.array([solve_chain(algebra, chain) for chain in twins])
     split_of = {residue: name for name, residues in chains.SPLITS.items() for residue in residues}
@@ -118,22 +116,19 @@ def to_problems(algebra: chains.Algebra, twins: list[Chain]) -> list[Problem]:
     return problems
 
 
-# ----- sampling
-
-
 def make_benchmarks(config: EvaluateConfig, example: str, loaded: LanguageModel) -> list[Benchmark]:
-    """Returns benchmarks of the trained problem (see `trained_question`), its twins of each kind, and unseen problems.
-    Leaves out "one step longer" if a solution does not fit the context window, and kinds without twins."""
+    """Returns benchmarks of the trained problem (`trained_question`), of its twins of each kind, and of unseen ones of
+    its family. Leaves out kinds without twins, and "one step longer" if its problems or solutions are too long."""
     kept = config.kept
     family, chain = parse_chain(trained_question(example, kept.choice.model))
-    algebra, rng, most = ALGEBRAS[family], np.random.default_rng(kept.seed), kept.max_problems or MAX_TWINS
-    twins = {kind: draw_twins(kind, rng, algebra, chain, most) for kind in KINDS}
-    sets = {kind: to_problems(algebra, own) for kind, own in ({EXAMPLE: [chain]} | twins).items() if own}
-    if (kind := "one step longer") in sets and not fits_window(
-            sets[kind], loaded, len(chain.ops) + 1, kept.sampling.max_new_tokens):
-        del sets[kind]
+    algebra, rng, max_twins = ALGEBRAS[family], np.random.default_rng(kept.seed), kept.max_problems or MAX_TWINS
+    chains_by_kind = {EXAMPLE: [chain]} | {kind: draw_twins(kind, rng, algebra, chain, max_twins) for kind in KINDS}
+    sets = {kind: to_problems(algebra, its_chains) for kind, its_chains in chains_by_kind.items() if its_chains}
+    longer = sets.get("one step longer")
+    if longer and not fits_window(longer, loaded, len(chain.ops) + 1, kept.sampling.max_new_tokens):
+        del sets["one step longer"]
     source = ProblemSource(family, PromptConfig(num_ops=len(chain.ops)))
-    sets[UNSEEN] = load_problems(source, loaded.tokenizer, kept.heldout_split, most)
+    sets[UNSEEN] = load_problems(source, loaded.tokenizer, kept.heldout_split, max_twins)
     for problem in sets[UNSEEN]:
         problem.meta["split"] = kept.heldout_split
     if kept.grading.answer_format == "auto":  # "auto" looks up meta["task"], which twins do not have
@@ -143,14 +138,15 @@ def make_benchmarks(config: EvaluateConfig, example: str, loaded: LanguageModel)
 
 
 def fits_window(problems: list[Problem], loaded: LanguageModel, num_ops: int, max_new_tokens: int) -> bool:
-    """Whether each prompt plus `max_new_tokens` fits the window, and a solution of `num_ops` steps `max_new_tokens`."""
+    """Whether each prompt plus `max_new_tokens` fits the window, and whether these suffice for `num_ops` operations."""
     longest = max(len(loaded.tokenizer.encode(problem.prompt)) for problem in problems)
-    return longest + max_new_tokens <= loaded.config.max_seq_len and chains.lengths(num_ops)[1] <= max_new_tokens
+    _, solution_length = chains.lengths(num_ops)
+    return longest + max_new_tokens <= loaded.config.max_seq_len and solution_length <= max_new_tokens
 
 
 def trained_question(example: str, model: str) -> str:
-    """Returns `example` itself if it has a space, else the question in example.json of the run directory `example` or,
-    if that is empty, `model`. Raises UserError if there is no such file."""
+    """Returns `example` itself if it has a space, because it is then a question; otherwise the question in example.json
+    of the run directory `example` or, if `example` is empty, `model`. Raises UserError if there is no such file."""
     if " " in example:
         return example
     directory = pathlib.Path((example or model).partition("@")[0])
@@ -160,12 +156,9 @@ def trained_question(example: str, model: str) -> str:
     return str(files.read_json(directory / "example.json").get("question", ""))
 
 
-# ----- counting and showing
-
-
 def probe_memorisation(rows_by_file: dict[str, list[dict]]) -> Result:
-    """Computes the accuracy of each file, given as {name: rows}, on each benchmark of ORDER: over all problems, and
-    over the problems outside pre-training's split."""
+    """Computes the accuracy of each file, given as {name: rows}, on each benchmark of ORDER that it has: over all
+    problems, and over the problems outside pre-training's split."""
     record: dict[str, dict] = {"files": {}}
     for name, rows in rows_by_file.items():
         by_kind = group_rows(rows, operator.itemgetter("benchmark"))
@@ -177,22 +170,23 @@ def probe_memorisation(rows_by_file: dict[str, list[dict]]) -> Result:
 
 
 def summarise_kind(rows: list[dict]) -> dict:
-    """The number of "problems", the "accuracy" over all rows, and that over rows outside pre-training's split."""
+    """Returns the number of "problems"; the "accuracy" over all rows, as `estimate_share` gives it; and
+    "not_in_pretraining", the accuracy over the rows outside pre-training's split."""
     fresh = [row for row in rows if row["split"] != "pretrain"]
     return {"problems": len({problem_key(row) for row in rows})} | {
-        name: estimate_share([row["correct"] for row in part], list(map(problem_key, part)))
-        for name, part in (("accuracy", rows), ("not_in_pretraining", fresh))}
+        key: estimate_share([row["correct"] for row in counted], list(map(problem_key, counted)))
+        for key, counted in (("accuracy", rows), ("not_in_pretraining", fresh))}
 
 
 def format_page(record: dict, kinds: list[str]) -> str:
-    """The Markdown page: the accuracies of each file on each of `kinds`, the benchmarks that some file has."""
+    """The Markdown page: the accuracies of each file on each of `kinds`, the benchmarks that at least one file has."""
     rows = [[kind, name, by_kind[kind]["problems"],
              *(format_share(by_kind[kind][key]) for key in ("accuracy", "not_in_pretraining"))]
             for kind in kinds for name, by_kind in record["files"].items() if kind in by_kind]
     missing = [kind for kind in KINDS if kind not in kinds]
     note = "Accuracy on the trained example, on its twins, and on unseen problems of its family."
-    left = f" Left out, for want of such twins or of room in the window: {', '.join(missing)}." if missing else ""
-    return note + left + "\n\n" + markdown_table(
+    left_out = f" Left out, for want of such twins or of room in the window: {', '.join(missing)}." if missing else ""
+    return note + left_out + "\n\n" + markdown_table(
         ["what differs", "of", "problems", "accuracy", "of those not in pre-training's split"], rows) + "\n"
 
 

@@ -12,18 +12,19 @@ HEADINGS = {"prompt": "Prompt", "rest": "Hidden from the model", "completion": "
 
 
 def render_page(stem: pathlib.Path, title: str, about: str, result: Result, made_by: str) -> str:
-    """Returns the HTML of the page that belongs beside STEM_items.jsonl. `about` introduces the probe, `made_by` is the
-    last sentence, and the figure STEM.png is shown if it exists. Readers can filter items by `result.filters`."""
+    """Returns the HTML of the page, to be saved beside STEM_items.jsonl. It begins with `about`, on the probe, ends
+    with the sentence `made_by`, and shows STEM.png if that exists. Readers can filter items by `result.filters`."""
     file, items = f"{stem.name}_items.jsonl", pages.evenly(result.items, MAX_ITEMS)
     # {key of an item: its label}; by default the keys with booleans. "file" is the item's completions file.
     filters = (result.filters or {key: key.replace("_", " ") for item in items for key in item
                                   if isinstance(item[key], bool)}) | {"file": "file"}
-    texts = [full_texts(item) for item in items]
+    texts = [full_texts(item) for item in items]  # {heading: text} of each item
     lengths = [pages.num_bytes(text) for by_heading in texts for text in by_heading.values()]
-    room = MAX_TEXT if sum(lengths) <= MAX_BYTES else MAX_BYTES // len(lengths)  # bytes for each text
-    cards = [make_card(item, by_heading, filters, room, file) for item, by_heading in zip(items, texts)]
-    counts = {label: collections.Counter(card["verdicts"][label] for card in cards if label in card["verdicts"])
-              for label in dict.fromkeys(label for card in cards for label in card["verdicts"])}
+    max_bytes = MAX_TEXT if sum(lengths) <= MAX_BYTES else MAX_BYTES // len(lengths)  # of one text
+    cards = [make_card(item, by_heading, filters, max_bytes, file) for item, by_heading in zip(items, texts)]
+    counts: dict[str, collections.Counter] = {}  # label of a filter -> how many items have each value
+    for label, value in (verdict for card in cards for verdict in card["verdicts"].items()):
+        counts.setdefault(label, collections.Counter())[value] += 1
     html = pages.environment(__file__).get_template("probe.html.jinja").render(
         title=title, about=about, text=result.page, items=cards, file=file, total=len(result.items), made_by=made_by,
         picture=pages.picture(stem.with_name(f"{stem.name}.png")),
@@ -39,14 +40,17 @@ def full_texts(item: dict) -> dict[str, str]:
     return by_heading
 
 
-def make_card(item: dict, texts: dict[str, str], filters: dict[str, str], room: int, file: str) -> dict:
-    """What the page shows of an item: its `texts`, cut to `room` bytes with a note that `file` has the whole text; its
-    "verdicts", {label: value} for `filters`, {key: label}; other values as "facts", {name: text}; and its "steps"."""
-    steps = item["steps"] if isinstance(item.get("steps"), list) else []
-    facts = {key.replace("_", " "): ", ".join(f"{name} {format_value(x)}" for name, x in value.items())
-             if isinstance(value, dict) else format_value(value) for key, value in item.items()
-             if key not in (*filters, *HEADINGS, "completions") and isinstance(value, (str, int, float, dict))}
-    return {"texts": {label: pages.cut(text, room, file) for label, text in texts.items()},
+def make_card(item: dict, texts: dict[str, str], filters: dict[str, str], max_bytes: int, file: str) -> dict:
+    """Returns what the page shows of an item: "texts", {heading: text}, each cut to `max_bytes` with a note that `file`
+    has all of it; "verdicts", {label: value} for `filters`, {key: label}; "facts", {name: other value}; and "steps"."""
+    steps, facts = item["steps"] if isinstance(item.get("steps"), list) else [], {}
+    for key in [key for key in item if key not in (*filters, *HEADINGS, "completions")]:
+        name, value = key.replace("_", " "), item[key]
+        if isinstance(value, dict):
+            facts[name] = ", ".join(f"{inner} {format_value(x)}" for inner, x in value.items())
+        elif isinstance(value, (str, int, float)):
+            facts[name] = format_value(value)
+    return {"texts": {heading: pages.cut(text, max_bytes, file) for heading, text in texts.items()},
             "verdicts": {label: format_value(item[key]) for key, label in filters.items() if key in item},
             "facts": facts | ({"steps": str(len(steps))} if len(steps) > MAX_STEPS else {}),
             "steps": [step | {"text": pages.cut(step["text"], 1000, file)} for step in steps[:MAX_STEPS]]}

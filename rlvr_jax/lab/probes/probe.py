@@ -66,27 +66,27 @@ PROBES = {"coherence": coherence_of_steps, "memory": accuracy_on_twins, "contami
 
 
 def load_rows(config: ProbeConfig, needs: Sequence[str], make_benchmarks: Callable | None = None) -> dict[str, list]:
-    """Returns {short name of a file: its rows} for the files in --completions. Without --completions, it samples
-    completions of --model, on the benchmarks `make_benchmarks(loaded)` or, without this function, on --problems, and
-    saves them in --out like an evaluation. Raises UserError if both or none of --completions and --model are given, and
-    for a file whose rows lack one of the columns `needs`."""
+    """Returns {short name of a file: its rows} for the files in --completions. Without --completions, samples
+    completions of --model, saves them in --out as an evaluation does, and returns {name of the model: rows}. The
+    problems are those of the benchmarks `make_benchmarks(model)` or, if this function is None, --problems. Raises
+    UserError unless just one of --completions and --model is given, and for a row that lacks a column of `needs`."""
     measured, kept = config.measured, config.measured.kept
     if bool(config.completions) == bool(kept.choice.model):
-        raise UserError("give one of --completions (files of saved rows) and --model (sampled now)")
+        raise UserError("give one of --completions (files of saved rows) and --model (sampled now), not both")
     if config.completions:
         return rows.read_files(config.completions.split(","), needs, config.probe)
     loaded = loading.load_fixed(kept.choice)
     benchmarks = make_benchmarks(loaded) if make_benchmarks else load_benchmarks(measured, loaded)
     by_name = sample_benchmarks(measured, loaded, Folder(kept.out, "probe", config, kept.resume), benchmarks)
-    return {pathlib.Path(kept.choice.model).name: [row for part in by_name.values() for row in part]}
+    return {pathlib.Path(kept.choice.model).name: [row for of_one in by_name.values() for row in of_one]}
 
 
 def run_probe(config: ProbeConfig) -> rows.Result:
-    """Runs one probe; writes NAME.json, NAME.md, NAME.html, NAME.png (with matplotlib) and NAME_items.jsonl into --out.
+    """Runs --probe=NAME; writes NAME.json, NAME.md, NAME.html, NAME.png (with matplotlib) and NAME_items.jsonl in OUT.
     The JSON, Markdown and HTML files have the command, the commit and the machine. Raises UserError without --out."""
     if not config.measured.kept.out:
         raise UserError("--out is required: the directory for what the probe finds")
-    made_by, name = describe_command("probe", config, "probe"), config.probe
+    made_by, name = describe_command("probe", config, always="probe"), config.probe
     config = config.with_flags(model=loading.pin_step(config.measured.kept.choice.model))
     result, stem = PROBES[name](config), pathlib.Path(config.measured.kept.out) / name
     stem.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ class Result(NamedTuple):
 
 
 def read_files(paths: list[str], needs: Sequence[str], probe: str) -> dict[str, list[dict]]:
-    """{short name of a file: its rows}. Raises UserError for a row that lacks one of `needs`, columns of `probe`."""
+    """{short name of a file: its rows}. Raises UserError for rows without one of `needs`, the columns `probe` reads."""
     files = dict(zip(short_names(paths), map(read_completions, paths)))
     for path, rows in zip(paths, files.values()):
         for number, row in enumerate(rows, 1):
@@ -69,10 +69,11 @@ def estimate_share(hits: Sequence[bool], problems: Sequence) -> dict:
     is Wilson's, otherwise that of a bootstrap over problems, because trials of one problem are not independent."""
     if not hits:
         return {"value": None, "interval": None, "n": 0}
-    value, numbers = float(np.mean(hits)), {problem: i for i, problem in enumerate(dict.fromkeys(problems))}
-    if len(numbers) == len(hits):
+    value = float(np.mean(hits))
+    index_of = {problem: i for i, problem in enumerate(dict.fromkeys(problems))}
+    if len(index_of) == len(hits):
         return {"value": value, "interval": list(wilson(value, len(hits))), "n": len(hits)}
-    indices = [numbers[problem] for problem in problems]
+    indices = [index_of[problem] for problem in problems]
     hits_P, trials_P = np.bincount(indices, hits), np.bincount(indices)
     interval = bootstrap_statistic(np.divide, hits_P, trials_P, reduce=np.sum)  # total hits / total trials
     return {"value": value, "interval": list(interval), "n": len(hits)}
@@ -84,7 +85,7 @@ def format_share(share: dict) -> str:
 
 
 def draw_shares(axes, shares: list[Optional[dict]], shift: float, label: str) -> None:
-    """Draws results of `estimate_share` at x = 0, 1, ... plus `shift`; None and one without trials leave a gap."""
+    """Draws results of `estimate_share` at x = 0, 1, ... plus `shift`. None, or a share of no trials, leaves a gap."""
     present = [(x + shift, share["value"], *share["interval"]) for x, share in enumerate(shares)
                if share and share["n"]]
     x, values, low, high = np.array(present).reshape(-1, 4).T

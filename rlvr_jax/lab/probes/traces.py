@@ -56,14 +56,12 @@ class Judgement(NamedTuple):
 
 
 LOGIC = {"and": operator.and_, "or": operator.or_, "xor": operator.xor, "xnor": operator.eq}
+_SIGNS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 OPERATIONS = LOGIC | {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": lambda a, b: a / b if b else None}
 
 _NUMBER = r"-?\d{1,30}(?:\.\d{1,30})?"
 _VALUE = re.compile(rf"{_NUMBER}|[FT]{{1,30}}|\?|\d[htu]", re.ASCII)
 _STEP = re.compile(rf"\s*({_NUMBER})\s*([-+*/])\s*({_NUMBER})\s*=\s*({_NUMBER})\s*", re.ASCII)
-
-
-# ----- judging
 
 
 def judge_trace(tree: Tree, truth: Optional[Value], trace: Trace) -> Judgement:
@@ -84,14 +82,14 @@ def judge_trace(tree: Tree, truth: Optional[Value], trace: Trace) -> Judgement:
 
 def find_step_errors(tree: Tree, steps: list[Optional[Step]]) -> list[tuple[str, int]]:
     """The errors of single steps as (class of UNSOUND, position). A step may have two errors."""
-    known, errors = set(leaves(tree)), []
+    known, errors = set(leaves(tree)), []  # known: values of the problem and of earlier steps
     for index, step in enumerate(steps):
         if step is None:
             errors.append(("format", index))
             continue
         # The hidden operand `?` may have either value of SIDES.
-        operands = (map(Fraction, SIDES) if value == "?" else [value] for value in (step.left, step.right))
-        results = {apply(step.op, a, b) for a, b in itertools.product(*operands)} - {None}
+        lefts, rights = (map(Fraction, SIDES) if value == "?" else [value] for value in (step.left, step.right))
+        results = {apply(step.op, left, right) for left, right in itertools.product(lefts, rights)} - {None}
         if step.left is not None and step.claimed not in results:
             errors.append(("calc", index))
         if not {step.left, step.right} - {None} <= known:
@@ -132,10 +130,10 @@ def first_step_off_plan(tree: Tree, steps: list[Step]) -> Optional[int]:
 
 
 def _apply_step(state: tuple, step: Step, wanted: set[str]) -> Iterator[tuple]:
-    """Yields each state to which the step may lead: two parts are replaced by their result."""
-    for (i, left), (j, right) in itertools.permutations(enumerate(state), 2):
-        built = _canonical_operation(step.op, left[1], right[1])
-        if left[0] == step.left and right[0] == step.right and built in wanted:
+    """Yields each state to which the step may lead: two parts are replaced by their result, which must be `wanted`."""
+    for (i, (left, left_text)), (j, (right, right_text)) in itertools.permutations(enumerate(state), 2):
+        built = _canonical_operation(step.op, left_text, right_text)
+        if left == step.left and right == step.right and built in wanted:
             unused = [part for k, part in enumerate(state) if k not in (i, j)]
             yield tuple(sorted([*unused, (step.claimed, built)], key=str))
 
@@ -154,10 +152,9 @@ def subtrees(tree: Tree) -> list[str]:
 
 
 def _canonical_operation(op: str, left: str, right: str) -> str:
-    return "({} {} {})".format(op, *((left, right) if op in ("-", "/") else sorted((left, right))))
-
-
-# ----- reading
+    if op not in ("-", "/"):
+        left, right = sorted((left, right))
+    return f"({op} {left} {right})"
 
 
 def read_value(text) -> Optional[Value]:
@@ -179,9 +176,6 @@ def read_expression(text: str) -> Optional[Tree]:
         return None
 
 
-_SIGNS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
-
-
 def _convert(node: ast.expr) -> Tree:
     """The tree of a parsed Python expression. Raises ValueError unless it has only numbers, and operators of _SIGNS."""
     match node:
@@ -199,7 +193,7 @@ def read_steps(tree: Tree, text: str) -> Trace:
     parts = text.strip().split(";")
     answer = read_value(parts.pop().strip()[1:].strip()) if parts[-1].strip().startswith("#") else None
     texts = tuple(parts) if text.strip() else ()
-    return Trace([match and Step(match[2], read_value(match[1]), *map(read_value, match.group(3, 4)))
+    return Trace([Step(match[2], *map(read_value, match.group(1, 3, 4))) if match else None
                   for match in map(_STEP.fullmatch, texts)], answer, texts)
 
 
@@ -217,12 +211,13 @@ def read_chain(text: str) -> Optional[Tree]:
 
 
 def read_chain_steps(tree: Tree, text: str) -> Trace:
-    """Parses `think + 5 12 * 2 24 answer 24`, or the same with "quick" as its first word; any other text has no steps.
-    Each operator starts a step. A step that is not `op operand value` is None, and the next step's `left` is None."""
+    """Parses `think + 5 12 * 2 24 answer 24`, or the same with "quick" for "think"; any other text has no steps. Each
+    operator starts a step. A step that is not `op operand value` is None, and the next step's `left` is None."""
     words = split_confidence(text)[0].split()
     ended = len(words) >= 2 and words[-2] == "answer"
     answer, body = read_value(words[-1]) if ended else None, words[1:-2] if ended else words[1:]
-    if words[:1] != [OPENERS[0]] and not (words[:1] == [OPENERS[1]] and {*words[1:2]} & OPERATIONS.keys()):
+    is_quick = words[:1] == [OPENERS[1]] and len(words) > 1 and words[1] in OPERATIONS  # `quick` may list values alone
+    if words[:1] != [OPENERS[0]] and not is_quick:
         return Trace([], answer)
     cuts = sorted({0, len(body), *(i for i, word in enumerate(body) if word in OPERATIONS)})
     steps, texts, value = [], [], leaves(tree)[0]  # value: the current value of the chain
@@ -240,8 +235,9 @@ NOTATIONS = {read_chain: read_chain_steps, read_expression: read_steps}
 
 
 def read_trace(prompt: str, completion: str) -> Optional[tuple[Tree, Trace]]:
-    """Returns (tree of the prompt, trace of the completion); None for a prompt in none of the NOTATIONS."""
+    """Returns (tree of the prompt, trace of the completion); None if the prompt is no operation in any of NOTATIONS."""
     for read_problem, read_completion in NOTATIONS.items():
-        if isinstance(tree := read_problem(prompt), tuple):
+        tree = read_problem(prompt)
+        if isinstance(tree, tuple):
             return tree, read_completion(tree, completion)
     return None

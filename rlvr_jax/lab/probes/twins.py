@@ -19,9 +19,10 @@ MAX_DRAWS = 200  # attempts to draw a twin that differs from the problem
 
 
 def reorder_sentences(rng: np.random.Generator, problem: Problem) -> Optional[Problem]:
-    """The problem with its sentences in another order and the same answer; None for a single sentence."""
+    """The problem with its sentences in another order and the same answer; None if it has no two different ones."""
     sentences = re.split(r"(?<=[.!?])\s+", problem.question.strip())
-    for _ in range(MAX_DRAWS if len(set(sentences)) > 1 else 0):
+    num_draws = MAX_DRAWS if len(set(sentences)) > 1 else 0
+    for _ in range(num_draws):
         text = " ".join(sentences[i] for i in rng.permutation(len(sentences)))
         if text.split() != problem.question.split():
             return with_question(problem, text)
@@ -29,8 +30,8 @@ def reorder_sentences(rng: np.random.Generator, problem: Problem) -> Optional[Pr
 
 
 def renumber(rng: np.random.Generator, problem: Problem) -> Optional[Problem]:
-    """The problem with other numbers. A chain or calculation is solved again; any other problem has no answer, ""."""
-    if tree := problem.meta.get("tree"):  # only a calculation has one
+    """The problem with other numbers, or None. Chains and calculations are solved again; others get the answer ""."""
+    if tree := problem.meta.get("tree"):  # only a calculation has a tree
         twin = calculation.make_problem(calculation.renumber(rng, tree), problem.meta["index"])
         return with_question(problem, twin.question, answer=twin.answer, meta=problem.meta | twin.meta)
     try:
@@ -39,8 +40,9 @@ def renumber(rng: np.random.Generator, problem: Problem) -> Optional[Problem]:
         return with_question(problem, redraw_digits(rng, problem.question), answer="")
     algebra = memorisation.ALGEBRAS[family]
     for _ in range(MAX_DRAWS):
-        if (redrawn := redraw_numbers(rng, algebra, chain)) not in (None, chain):
-            twin, = memorisation.to_problems(algebra, [redrawn])
+        redrawn = redraw_numbers(rng, algebra, chain)
+        if redrawn not in (None, chain):
+            [twin] = memorisation.to_problems(algebra, [redrawn])
             return with_question(problem, twin.question, answer=twin.answer)
     return None
 
@@ -59,7 +61,7 @@ def redraw_numbers(rng: np.random.Generator, algebra: chains.Algebra, chain: Cha
 
 
 def redraw_digits(rng: np.random.Generator, text: str) -> str:
-    """Replaces each run of digits by another of equal length that does not start with 0, equal runs by equal ones."""
+    """Replaces each run of digits by another of its length that does not start with 0; equal runs stay equal."""
     redrawn = {}
     for run in re.findall(r"[0-9]+", text):
         redrawn.setdefault(run, run)
@@ -69,18 +71,18 @@ def redraw_digits(rng: np.random.Generator, text: str) -> str:
 
 
 def with_question(problem: Problem, text: str, **changes) -> Problem:
-    """The problem with another question, and with `changes` of its other fields."""
+    """The problem with `text` as its question and its prompt, and with `changes`, values of other fields."""
     return dataclasses.replace(problem, question=text, prompt=text, **changes)
 
 
-# --twins -> function of (rng, problem) that returns a twin; it may be the problem itself, or None if there is none
+# --twins -> function of (rng, problem) that returns a twin, which may be equal to the problem, or None
 TWINS: dict[str, Callable] = {"reordered": reorder_sentences, "renumbered": renumber}
 
 
 def make_twins(names: str, problems: list[Problem], seed: int) -> dict[str, dict[int, Problem]]:
     """Returns {kind: {index of a problem: its twin}} for the kinds in `names`, joined by commas. A twin depends only on
-    its problem, the index and the seed. Twins that read like a problem of the benchmark are left out. Raises UserError
-    for a name that is not in TWINS or that is given twice."""
+    its problem, the index and the seed. Twins whose question is one of `problems`, except for spaces, are left out.
+    Raises UserError for a name that is not in TWINS or that is given twice."""
     kinds = names.split(",") if names else []
     if len(set(kinds)) < len(kinds) or set(kinds) - TWINS.keys():
         raise UserError(f"--twins={names}: give some of {', '.join(TWINS)}, each once, joined by commas")

@@ -25,8 +25,8 @@ NOTE = "bank.json"  # file in the directory of a finished base model
 
 
 def place(bank: str, command: str) -> pathlib.Path:
-    """The directory in the cache `bank` for the base model that a command makes. All {names} of the command are filled
-    in, except {bank}. Raises UserError if there is no such script."""
+    """The directory, BANK/SCRIPT-HASH, of the base model that a command makes, in the cache `bank`. All {names} in the
+    command have to be filled in already, except {bank}. Raises UserError if the command's script does not exist."""
     script, *words = words_of(command)
     if not (ROOT / "scripts" / f"{script}.py").is_file():
         raise UserError(f"{command}: there is no script {script}")
@@ -43,7 +43,7 @@ def words_of(command: str) -> list[str]:
 
 
 def written_out(words: list[str]) -> Iterator[str]:
-    """Yields the words of a command, each --flagfile replaced by its flags. Raises UserError for a missing file."""
+    """Yields the words of a command, with a file's lines in place of --flagfile=FILE; UserError if FILE is missing."""
     for word in words:
         if not word.startswith("--flagfile="):
             yield word
@@ -62,17 +62,17 @@ def code(script: str) -> str:
     paths = {ROOT / "scripts" / f"{script}.py"}
     unread = set(paths)
     while unread:
-        found = imported(unread.pop()) - paths
-        paths, unread = paths | found, unread | found
-    total = hashlib.sha256()
+        new = imported(unread.pop()) - paths
+        paths, unread = paths | new, unread | new
+    sha = hashlib.sha256()
     for path in sorted(paths):
-        total.update(str(path.relative_to(ROOT)).encode() + b"\n" + bare(ast.parse(path.read_text("utf-8"))).encode())
-    return total.hexdigest()
+        sha.update(str(path.relative_to(ROOT)).encode() + b"\n" + bare(ast.parse(path.read_text("utf-8"))).encode())
+    return sha.hexdigest()
 
 
 def imported(path: pathlib.Path) -> set[pathlib.Path]:
-    """The files of this project that the file at `path` imports, or whose module a string in it mentions, such as
-    "rlvr_jax.training.train.train": scripts give the functions they call as strings."""
+    """The files of this project that the file at `path` imports. A string such as "rlvr_jax.training.train.train", by
+    which a script names the function that it calls, counts as an import of the module."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
@@ -94,20 +94,20 @@ def bare(tree: ast.Module) -> str:
 
 
 def made_by(line: str, bank: str) -> Optional[pathlib.Path]:
-    """The directory of the base model that the command `line` makes; None without a --run_dir in the cache `bank`."""
+    """The --run_dir of the command `line` if the command makes a base model in the cache `bank`; otherwise None."""
     run_dirs = [pathlib.Path(word.split("=", 1)[1]) for word in words_of(line) if word.startswith("--run_dir=")]
     return run_dirs[0] if bank and run_dirs and run_dirs[0].parent == pathlib.Path(bank) else None
 
 
 def note(base: pathlib.Path) -> dict:
-    """The content of NOTE, {"command", "commit", "digest"} of the base model in `base`; {} if it is not finished."""
+    """The file NOTE of the base model in `base`: the texts {"command", "commit", "digest"}; {} if it is unfinished."""
     return files.read_json(base / NOTE, missing={}, remedy=f"remove {base}, and the base model is made again")
 
 
 def make(base: pathlib.Path, line: str, run: Callable) -> None:
-    """Makes the base model in the directory `base` unless it is finished. `run(line, holding)` has to run the command
-    `line` such that the command inherits the open lock file `holding`. Waits if another study makes this model. The
-    command holds the lock, too: if a study is killed while its command goes on, the next study waits for the command.
+    """Makes the base model in the directory `base` unless it is finished. Waits while another study makes this model.
+    `run(line, holding)` has to run the command `line` as a process that inherits the open lock file `holding`: then the
+    process holds the lock, too, and if the study is killed while it goes on, the next study waits for it.
     """
     with locks.lock(base.with_name(base.name + ".lock"), "--bank", wait=True) as holding:
         if not note(base):
@@ -116,10 +116,10 @@ def make(base: pathlib.Path, line: str, run: Callable) -> None:
 
 
 def digest(base: pathlib.Path) -> str:
-    """A hash of the names and values of the parameters in the newest checkpoint of the base model."""
-    _, params, _ = checkpoint.restore_model(str(base))
-    made = hashlib.sha256()
-    for path, leaf in sorted(((jax.tree_util.keystr(path), leaf) for path, leaf in
-                              jax.tree_util.tree_leaves_with_path(params))):
-        made.update(path.encode() + np.asarray(leaf).tobytes())
-    return made.hexdigest()[:16]
+    """A hash of the names and values of the parameters in the base model's newest checkpoint: 16 hex digits."""
+    _, params, _ = checkpoint.restore_model(str(base))  # (model configuration, parameters, information on the run)
+    leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    sha = hashlib.sha256()
+    for name, leaf in sorted(leaves, key=lambda pair: pair[0]):
+        sha.update(name.encode() + np.asarray(leaf).tobytes())
+    return sha.hexdigest()[:16]

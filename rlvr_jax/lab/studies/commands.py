@@ -1,5 +1,5 @@
 """The commands of a study, each a line as a user types it, and how they run, one by one or in parallel.
-An arm is one variant of the commands. A unit is a base model, an example and a seed. A cell is an arm with a unit."""
+An arm is a variant of the commands. A unit is a base model, an example and a seed. A cell is one arm with one unit."""
 
 import collections
 import concurrent.futures
@@ -21,22 +21,23 @@ from rlvr_jax.lab.studies import bank
 from rlvr_jax.runs import files, log
 
 LOGS = "logs"  # folder in the work directory for the output of commands that run in parallel
-NOTES, TOOK = "finished.txt", "# seconds: "  # file of the finished commands, start of its lines "# seconds: 4.2 SCRIPT"
+NOTES = "finished.txt"  # file in the work directory that lists the finished commands and how long each took
+TOOK = "# seconds: "  # a line of NOTES that starts so, "# seconds: 4.2 SCRIPT", is the time of one command
 
 
 def units(study: dict, seeds: list[int]) -> list[dict]:
     """The units that each arm is run with: a list of `{"base", "example", "seed"}`, whose values are numbers. A seed
-    comes with the base model and example of the same number, or with those at its position in `bases` and `examples`.
-    With `crossed = true` every base model is combined with every example and every seed."""
+    comes with the base model and example of the same number or, given lists `bases` and `examples`, with those at its
+    position in `seeds`. With `crossed = true` every base model is combined with every example and every seed."""
     if study.get("crossed"):
         return [{"base": base, "example": example, "seed": seed} for base, example, seed in itertools.product(
             study.get("bases", [0]), study.get("examples", [0]), seeds)]
-    named = {key: dict(zip(study["seeds"], study.get(key + "s", ()))) for key in ("base", "example")}
-    return [{key: by_seed.get(seed, seed) for key, by_seed in named.items()} | {"seed": seed} for seed in seeds]
+    base_of, example_of = (dict(zip(study["seeds"], study.get(key, ()))) for key in ("bases", "examples"))
+    return [{"base": base_of.get(seed, seed), "example": example_of.get(seed, seed), "seed": seed} for seed in seeds]
 
 
-def label(study: dict, unit: dict):
-    """The name of a unit in tables: its seed, a number, or in a crossed study what varies, as "base 1, seed 2"."""
+def label(study: dict, unit: dict) -> int | str:
+    """Names a unit in tables: by its seed, an int, or in a crossed study by what varies, such as "base 1, seed 2"."""
     if not study.get("crossed"):
         return unit["seed"]
     varying = [key for key in unit if len(study.get(key + "s", ())) > 1]
@@ -46,12 +47,12 @@ def label(study: dict, unit: dict):
 def names(template: str) -> set[str]:
     """The {names} of a template. Raises UserError if braces contain anything but a name."""
     try:  # the parser yields (text before a field, name, format, conversion); the name is None if no field follows
-        found = [field for _, *field in string.Formatter().parse(template) if field[0] is not None]
+        fields = [field for _, *field in string.Formatter().parse(template) if field[0] is not None]
     except ValueError as error:
         raise UserError(f"the study's {template!r}: {error}") from None
-    if any(how or conversion or not name.isidentifier() for name, how, conversion in found):
+    if any(form or conversion or not name.isidentifier() for name, form, conversion in fields):
         raise UserError(f"the study's {template!r}: braces hold a name alone, such as {{seed}}")
-    return {name for name, *_ in found}
+    return {name for name, _, _ in fields}
 
 
 def fill(template: str, values: dict) -> str:
@@ -65,7 +66,7 @@ def fill(template: str, values: dict) -> str:
 
 
 def variables(study: dict, cell: dict) -> dict:
-    """{name: value} for templates: `cell`, with work, data, arm, base, example and seed, and the texts of its arm."""
+    """`{name: value}` for templates: work, data, arm, base, example and seed, from `cell`, and the texts of its arm."""
     return cell | {key: fill(value, cell) for key, value in study["arms"][cell["arm"]].items()
                    if isinstance(value, str)}
 
@@ -76,7 +77,7 @@ def commands(study: dict, cell: dict, quick: bool, bases: str = "") -> list[str]
     arm, lines, values = study["arms"][cell["arm"]], [], variables(study, cell)
     for name, command in study["commands"].items():
         flags = arm.get(name, [])
-        if flags is not False:
+        if flags is not False:  # `COMMAND = false`: the arm leaves the command out
             flags = [*flags, *(study.get("quick", {}).get(name, []) if quick else [])]
             template = " ".join([command, *map(shlex.quote, flags)])
             if bank.MAKES in template:
@@ -86,16 +87,17 @@ def commands(study: dict, cell: dict, quick: bool, bases: str = "") -> list[str]
 
 
 def execute(cells: list[list[str]], work: pathlib.Path, bases: str = "", jobs: int = 1) -> tuple[list[str], list[str]]:
-    """Runs each command of `cells`, lists of commands, once, after the commands before it in its lists. Skips commands
-    that an earlier start finished in the directory `work`. Returns (all commands, the skipped ones). `jobs` commands
-    run in parallel. `bases` is the directory of the cache of base models."""
+    """Runs the commands of `cells`, a list for each cell. A command in several lists runs once, after those before it
+    in each list. Skips commands that an earlier start finished in the directory `work`. Returns (all commands, the
+    skipped ones). `jobs` commands run in parallel. `bases` is the directory of the cache of base models."""
     work.mkdir(parents=True, exist_ok=True)
     wanted, earlier = finished(cells, work, bases)
     notes = work / NOTES
 
     def run(line: str, share: dict) -> None:
-        base, quiet, began = bank.made_by(line, bases), work / LOGS if jobs > 1 else None, time.monotonic()
-        if base:
+        base = bank.made_by(line, bases)
+        quiet, began = (work / LOGS if jobs > 1 else None), time.monotonic()
+        if base:  # the cache notes that a base model is finished, so that NOTES needs only the time
             bank.make(base, line, lambda line, holding: script(line, share, quiet, holding))
         else:
             script(line, share, quiet)
@@ -131,55 +133,57 @@ def plan(cells: list[list[str]], work: pathlib.Path, bases: str, jobs: int) -> s
     """What a dry run prints: all commands, and how long those that have not finished will take. The estimate for a
     script is the mean time of its earlier runs in this work directory."""
     wanted, earlier = finished(cells, work, bases)
-    # {script: number of its commands to run}, {script: seconds of each earlier command}
-    counts, seconds = collections.Counter(line.split()[0] for line in wanted if line not in earlier), {}
+    counts = collections.Counter(line.split()[0] for line in wanted if line not in earlier)  # {script: number to run}
+    seconds = {}  # {script: list of the seconds that each of its earlier commands took}
     for line in noted(work):
         if line.startswith(TOOK):
             took, name = line.removeprefix(TOOK).split()
             seconds.setdefault(name, []).append(float(took))
     minutes = sum(count * statistics.mean(seconds.get(name, [0])) for name, count in counts.items()) / 60 / jobs
-    times = [f"about {minutes:.0f} min with --jobs={jobs}"] if minutes else []
+    estimate = [f"about {minutes:.0f} min with --jobs={jobs}"] if minutes else []
     if unknown := [name for name in counts if name not in seconds]:
-        times.append(f"the time of {', '.join(unknown)} is not known before one has run in {work}")
+        estimate.append(f"the time of {', '.join(unknown)} is not known before one has run in {work}")
     return "\n".join([
         *(("finished   " if line in earlier else "           ") + f"python -m scripts.{line}" for line in wanted),
         f"{len(wanted)} commands, {len(earlier)} finished; to run: "
-        + (", ".join(f"{count} {name}" for name, count in counts.items()) or "none"), "; ".join(times)])
+        + (", ".join(f"{count} {name}" for name, count in counts.items()) or "none"), "; ".join(estimate)])
 
 
 def shares(jobs: int) -> list[dict]:
-    """What each of `jobs` parallel commands has to itself: its "cores" and, if there are GPUs, its "gpu". A command
-    that runs alone has the whole machine, {}. Raises UserError if there are fewer cores or GPUs than commands."""
+    """The part of the machine that each of `jobs` parallel commands has to itself: its "cores", numbers of CPU cores,
+    and, if there are GPUs, its "gpu", a word of CUDA_VISIBLE_DEVICES. A command that runs alone has the whole machine,
+    {}. Raises UserError if there are fewer cores or GPUs than commands."""
     if jobs == 1:
         return [{}]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     gpus = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
-    gpus = gpus or [path.name[6:] for path in sorted(pathlib.Path("/dev").glob("nvidia[0-9]*"))]
-    for what, present in (("cores", cores), ("GPUs", gpus or cores)):
-        if len(present) < jobs:
+    gpus = gpus or [path.name.removeprefix("nvidia") for path in sorted(pathlib.Path("/dev").glob("nvidia[0-9]*"))]
+    for what, present in (("cores", cores), ("GPUs", gpus)):
+        if len(present) < jobs and (present or what == "cores"):  # a machine without GPUs runs on its cores
             raise UserError(f"--jobs={jobs}: a command that runs beside others needs one of the {what} to itself, and "
                             f"this machine has {len(present)}; give --jobs={len(present)}")
-    return [{"cores": cores[place::jobs]} | ({"gpu": gpus[place]} if gpus else {}) for place in range(jobs)]
+    return [{"cores": cores[i::jobs]} | ({"gpu": gpus[i]} if gpus else {}) for i in range(jobs)]
 
 
-def side_by_side(lines: list[str], before: dict[str, set], places: list[dict], run: Callable, done: int) -> None:
-    """Calls `run(line, place)` in a thread for each line, once all lines of `before[line]` have finished. `places` are
-    the `shares`: each has one line at a time. `done` is the number of lines that an earlier start had finished. After a
-    failure no further line starts, and the error is raised when the running lines end. With one place each line is
-    announced, with the time left; otherwise there is a progress bar."""
-    waiting, running, failed, began = list(lines), {}, [], time.monotonic()  # running: {future: (line, place)}
-    with (concurrent.futures.ThreadPoolExecutor(len(places)) as threads,
-          log.progress(done + len(lines), done, "study", len(places) == 1) as bar):
+def side_by_side(lines: list[str], before: dict[str, set], parts: list[dict], run: Callable, done: int) -> None:
+    """Calls `run(line, part)` in a thread for each command in `lines`, when all commands in the set `before[line]` have
+    finished. `parts` are the parts of the machine, from `shares`; each runs one command at a time. `done` commands were
+    finished by an earlier start. After a failure no further command starts, and the error is raised when the running
+    ones have ended. With one part, each command is announced with the time left; otherwise there is a progress bar."""
+    waiting, running, failed, began = list(lines), {}, [], time.monotonic()  # running: {future: (line, part)}
+    with (concurrent.futures.ThreadPoolExecutor(len(parts)) as threads,
+          log.progress(done + len(lines), done, "study", len(parts) == 1) as bar):
         bar.bar_format = log.LINE  # otherwise the bar says at first that the program compiles
         while running or waiting and not failed:
-            busy = {line for line, _ in running.values()}
-            free = [place for place in places if place not in [place for _, place in running.values()]]
-            ready = [line for line in waiting if not before[line] & (busy | set(waiting))]
-            for line, place in zip(ready if not failed else (), free):
+            unfinished = {*waiting, *(line for line, _ in running.values())}
+            busy = [part for _, part in running.values()]
+            free = [part for part in parts if part not in busy]
+            ready = [] if failed else [line for line in waiting if not before[line] & unfinished]
+            for line, part in zip(ready, free):
                 waiting.remove(line)
-                if len(places) == 1:
+                if len(parts) == 1:
                     announce(line, len(lines) - len(waiting) - 1, len(waiting) + 1, done, time.monotonic() - began)
-                running[threads.submit(run, line, place)] = line, place
+                running[threads.submit(run, line, part)] = line, part
             bar.set_postfix_str("; ".join(short(line) for line, _ in running.values()))
             for future in concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED).done:
                 running.pop(future)
@@ -192,23 +196,23 @@ def side_by_side(lines: list[str], before: dict[str, set], places: list[dict], r
 
 
 def announce(line: str, ran: int, left: int, done: int, seconds: float) -> None:
-    """Prints the command `line`, which starts now, its number, and the time left. `ran` commands took the past
-    `seconds`; `left` commands remain, with this one; an earlier start of the study had finished `done` commands."""
+    """Prints the command `line`, which starts now, its number, and an estimate of the time left. This start of the
+    study has run `ran` commands in `seconds`; an earlier start had finished `done`; `left` remain, with this one."""
     eta = f", about {seconds / ran * left / 60:.0f} min left" if ran else ""
     print(f"[{done + ran + 1} of {done + ran + left}{eta}] python -m scripts.{line}", file=sys.stderr, flush=True)
 
 
 def short(line: str) -> str:
-    """A command in two words: the script, and the name of the folder that it writes."""
+    """A command in two words: the script, and the last part of its first --run_dir or --out, if it has one."""
     words = shlex.split(line)
     wrote = [word.split("=", 1)[1] for word in words if word.startswith(("--run_dir=", "--out="))]
     return " ".join([words[0], *(pathlib.Path(path).name for path in wrote[:1])])
 
 
 def script(line: str, share: Optional[dict] = None, quiet: Optional[pathlib.Path] = None, holding=None) -> None:
-    """Runs the command `line` of one of the scripts as a user would. Raises UserError if it fails. Its output is shown,
-    or goes to a file in the folder `quiet`. `share` is one of `shares`. The command inherits the open file `holding`,
-    so that a lock on the file lasts until the command ends."""
+    """Runs the command `line` of one of the scripts as a user would. Raises UserError if it fails. Its output is shown
+    or, if `quiet` is a folder, added to a log file there. `share` is the command's part of the machine, from `shares`.
+    The command inherits the open file `holding`, so that a lock on the file lasts until the command ends."""
     share = share or {}
     if "cores" in share and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(threading.get_native_id(), share["cores"])  # of this thread; the command inherits it

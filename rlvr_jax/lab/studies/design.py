@@ -11,13 +11,13 @@ GIVEN = ("work", "data", "arm", "base", "example", "seed", "bank")  # {names} th
 
 
 def shape_fault(study: dict) -> str:
-    """What is wrong with a measure, {bank}, or keys such as `looks` (planned analyses), and how to correct it; empty if
-    nothing is."""
+    """A message on what is wrong with a measure, {bank}, or a key such as `looks` (planned analyses), and on how to
+    correct it; "" if nothing is wrong."""
     looks, success = study.get("looks", [5, 10, 20]), study.get("success")
     if len(looks) != statistics.LOOKS or not all(isinstance(x, int) for x in looks) or looks != sorted(set(looks)):
         return "looks: write three rising numbers of seeds, as in looks = [5, 10, 20]"
-    asked = study.get("changed", {})
-    if asked and not (asked.keys() == {"arm", "file"} and {asked["arm"], study.get("control")} <= {*study["arms"]}):
+    pair = study.get("changed", {})
+    if pair and not (pair.keys() == {"arm", "file"} and {pair["arm"], study.get("control")} <= {*study["arms"]}):
         return 'changed: write changed = {arm = "one of the arms", file = "FILE.jsonl"}, in a study with a control'
     if study.get("over", "problems") != "problems":
         return 'over: write over = "problems", for intervals over problems, or leave it out'
@@ -26,10 +26,11 @@ def shape_fault(study: dict) -> str:
         return 'success: write success = {measure = "one of the measures", above = 0.8}'
     for key in ("bases", "examples"):
         if not study.get("crossed") and len(study.get(key, study["seeds"])) != len(study["seeds"]):
-            return f"{key}: write that of each of `seeds`, in their order, or crossed = true"
+            return f"{key}: write a list with one number for each of `seeds`, in their order, or crossed = true"
     if strays := unmade(study["measures"]):
-        return (f"measure {strays[0]}: it is made of {study['measures'][strays[0]]}; write a word and that many other "
-                "measures of this study: " + ", ".join(f"{word} {count}" for word, count in sources.PARTS.items()))
+        takes = ", ".join(f"{operation} takes {count}" for operation, count in sources.PARTS.items())
+        return (f"measure {strays[0]}: it is made of {study['measures'][strays[0]]}; write an operation and as many "
+                f"other measures of this study as it takes, none of them made of {strays[0]}: {takes}")
     wrong = [name for name, source in study["measures"].items()
              if isinstance(source, list) and source[0] in sources.CROSSED
              and not (study.get("crossed") and min(len(study.get(key, ())) for key in ("bases", "examples")) > 2)]
@@ -49,27 +50,27 @@ def shape_fault(study: dict) -> str:
 
 
 def unmade(measures: dict) -> list[str]:
-    """The computed measures, each [operation, other measures ...], whose operation is unknown, or whose other measures
-    are too few, too many, missing or circular."""
-    left = {name: source or [""] for name, source in measures.items() if isinstance(source, list)}
-    while computable := [name for name, (word, *parts) in left.items() if len(parts) == sources.PARTS.get(str(word))
-                         and all(str(part) in measures and part not in left for part in parts)]:
+    """The names of those measures [operation, other measures ...] that cannot be computed: the operation is unknown, or
+    the other measures are too few, too many, missing or circular."""
+    left = {name: source or [""] for name, source in measures.items() if isinstance(source, list)}  # [""]: for []
+    while computable := [name for name, (word, *others) in left.items() if len(others) == sources.PARTS.get(str(word))
+                         and all(str(other) in measures and other not in left for other in others)]:
         left = {name: source for name, source in left.items() if name not in computable}
     return list(left)
 
 
 def arm_fault(study: dict) -> str:
-    """What is wrong with a template, or with a key of an arm or of [quick]; empty if nothing is. A key is `seeds`, a
-    command, or a text that a template uses as {key}. Any other key would have no effect."""
+    """A message on what is wrong with a template, or with a key of an arm or of [quick]; "" if nothing is wrong. An arm
+    may have `seeds`, commands, and texts that a template uses as {key}; [quick] may have commands."""
     commands, written = study["commands"], study.get("figure", {}).get("run", "")
-    templates = [*commands.values(), *filter(lambda x: isinstance(x, str), study["measures"].values()), written,
+    templates = [*commands.values(), *(text for text in study["measures"].values() if isinstance(text, str)), written,
                  *(value for arm in study["arms"].values() for value in arm.values() if isinstance(value, str))]
     try:
-        read = set().union(*map(names, templates)) - {*GIVEN}
+        used = set().union(*map(names, templates)) - {*GIVEN}
     except UserError as error:
         return str(error)
-    for where, keys in [*((f"arm {arm}", keys) for arm, keys in study["arms"].items()),
-                        ("[quick]", study.get("quick", {}))]:
+    tables = {f"arm {arm}": keys for arm, keys in study["arms"].items()} | {"[quick]": study.get("quick", {})}
+    for where, keys in tables.items():
         for key, value in keys.items():
             if key == "seeds" and where != "[quick]":
                 if not (isinstance(value, list) and value and {*value} <= {*study["seeds"]}):
@@ -79,20 +80,20 @@ def arm_fault(study: dict) -> str:
                 if not is_list and value is not False:
                     return (f'{where}: {key} is a command; write its flags, {key} = ["--seed=1"], or false to leave it '
                             "out")
-            elif where == "[quick]" or not (isinstance(value, str) and key in read):
+            elif where == "[quick]" or not (isinstance(value, str) and key in used):
                 return (f"{where}: nothing reads {key}; there are the commands {', '.join(commands)}"
-                        + (f", and the texts {', '.join(sorted(read))}" if read else ""))
+                        + (f", and the texts {', '.join(sorted(used))}" if used else ""))
     return ""
 
 
 def twin_fault(lines: dict[str, list[str]]) -> str:
-    """Names two arms whose commands, `lines[arm]`, differ only in their outputs' names, after --run_dir= and --out=;
-    empty if there are none. To compare commands, each of these names is replaced by a number, wherever it occurs."""
-    seen = {}
+    """A message that names two arms with the same commands, `lines[arm]`; "" if there are none. Before commands are
+    compared, the value of each --run_dir or --out is replaced by a number, wherever it occurs: names may differ."""
+    seen = {}  # {commands of an arm, with numbers for names: the first arm that has them}
     for arm in lines:
         text = "\n".join(lines[arm])
-        made = dict.fromkeys(re.findall(r"(?<!\S)--(?:run_dir|out)=(\S+)", text))
-        for number, name in sorted(enumerate(made), key=lambda pair: -len(pair[1])):  # a name may contain another
+        outputs = dict.fromkeys(re.findall(r"(?<!\S)--(?:run_dir|out)=(\S+)", text))
+        for number, name in sorted(enumerate(outputs), key=lambda pair: -len(pair[1])):  # a name may contain another
             text = text.replace(name, f"<{number}>")
         if seen.setdefault(text, arm) != arm:
             return (f"the arms {seen[text]} and {arm} have the same commands; give one of them other flags, or take it "
@@ -101,14 +102,14 @@ def twin_fault(lines: dict[str, list[str]]) -> str:
 
 
 def source_fault(study: dict, cells: dict[str, dict], lines: dict[str, list[str]]) -> str:
-    """Names a measure whose file no command writes; empty if there is none. `cells` has a cell of each arm, and `lines`
-    the commands of that cell."""
-    outputs = {pathlib.Path(word.split("=", 1)[1]) for each in lines.values() for line in each
+    """A message that names a measure whose file no command writes; "" if there is none. `cells` has a cell of each arm,
+    the values of {names}, and `lines` the commands of that cell."""
+    outputs = {pathlib.Path(word.split("=", 1)[1]) for arm in lines for line in lines[arm]
                for word in bank.words_of(line) if word.startswith(("--run_dir=", "--out="))}
     for name, source in study["measures"].items():
-        files = {} if isinstance(source, list) else {
-            pathlib.Path(cell["work"]) / file for cell in cells.values()
-            for file, colon, _ in [fill(source, variables(study, cell)).partition(": ")] if colon}
+        filled = [] if isinstance(source, list) else [
+            (cell["work"], fill(source, variables(study, cell))) for cell in cells.values()]
+        files = {pathlib.Path(work) / text.partition(": ")[0] for work, text in filled if ": " in text}
         if files and not any({file, *file.parents} & outputs for file in files):
             return (f"measure {name}: no command writes {sorted(files)[0]}; they write "
                     + ", ".join(map(str, sorted(outputs))))

@@ -21,16 +21,17 @@ def write(results: str) -> list[pathlib.Path]:
     findings.png and, if there is a README.md, the table in that file. Returns the paths of the pages and the drawing.
     Raises UserError for a damaged record, a directory without a record, and a README without a place for the table."""
     folder = pathlib.Path(results)
-    found, readme = [study.again(record) for record in records.read_all(folder)], folder / "README.md"
+    readme, drawing = (folder / name for name in ("README.md", "findings.png"))
+    found = [study.again(record) for record in records.read_all(folder)]
     if not found:
         raise UserError(f"--results={results}: there is no record of a study, STUDY.json, as scripts.study writes it")
-    texts = {readme: with_table(readme, found)} if readme.is_file() else {}
-    written = study.write(found, folder) + [folder / "findings.png"]
-    findings_figure.picture([record for record in found if not is_search(record)], written[-1])
+    texts = {readme: with_table(readme, found)} if readme.is_file() else {}  # {path: new text of the file}
+    pages_of_studies = study.write(found, folder)
+    findings_figure.picture([record for record in found if not is_search(record)], drawing)
     texts[folder / "index.html"] = format_page(found, folder)
     for path, text in texts.items():
         files.write_whole(path, text)
-    return written + list(texts)
+    return [*pages_of_studies, drawing, *texts]
 
 
 def is_search(record: dict) -> bool:
@@ -39,14 +40,14 @@ def is_search(record: dict) -> bool:
 
 def probes(folder: pathlib.Path) -> list[tuple[str, str]]:
     """(path relative to `folder`, title) of each page in probes/ of the folder, as scripts.probe wrote them."""
-    titles = {path: re.search(r"<title>(.*?)</title>|$", path.read_text("utf-8"))[1]
+    titles = {path: re.search(r"<title>(.*?)</title>|$", path.read_text("utf-8"))[1]  # None without a title
               for path in sorted((folder / "probes").rglob("*.html"))}
     return [(path.relative_to(folder).as_posix(), markupsafe.Markup(title or path.stem).unescape())
             for path, title in titles.items()]
 
 
 def format_page(found: list[dict], folder: pathlib.Path) -> str:
-    """The findings as one HTML page that loads no other file: the records `found` in the directory `folder`."""
+    """The findings as one HTML page that loads no other file, from the records `found` in the directory `folder`."""
     names = {record["study"] for record in found}
     elsewhere = [path.stem for path in sorted(study.FOLDER.glob("*.toml"))  # studies with a page, but without a record
                  if path.stem not in names and (folder / f"{path.stem}.md").is_file()]
@@ -78,7 +79,7 @@ def table(found: list[dict], folder: pathlib.Path) -> str:
 
 
 def with_table(path: pathlib.Path, found: list[dict]) -> str:
-    """The text of the file `path` with a new table between its two marks. Raises UserError unless it has each once."""
+    """The text of the file `path` with a new table between its two marks; UserError unless it has each mark once."""
     text = path.read_text("utf-8")
     if len(TABLE.findall(text)) != 1:
         raise UserError(f"{path}: the table of findings goes between two lines, once each: <!-- findings, by `python "

@@ -14,8 +14,8 @@ SIGNS = {"agree": "✓", "disagree": "✗", "undecided": "?"}
 
 
 def strip(axes, record: dict) -> None:
-    """Draws a study's primary rule. The values that it predicts are shaded, up to a line at each bound. A large dot is
-    the mean with its 95 % interval or, for a rule on most seeds, the median. A small dot is a seed, or a base model."""
+    """Draws a study's primary rule. Predicted values are shaded, up to a line at each bound. A large dot is the mean
+    with its 95 % interval or, if the rule is about most seeds, the median. A small dot is a seed, or a base model."""
     rule = rules.primary(record["rules"])
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
@@ -44,7 +44,7 @@ def strip(axes, record: dict) -> None:
 
 
 def svg(record: dict) -> markupsafe.Markup:
-    """The row of a study (`strip`) as SVG for an HTML page, with a text that says the same for screen readers."""
+    """The drawing of `strip` as SVG for an HTML page, with a text that says the same for screen readers."""
     from matplotlib import figure, rc_context  # optional
 
     with rc_context(figures.STYLE):
@@ -56,18 +56,18 @@ def svg(record: dict) -> markupsafe.Markup:
 
 
 def picture(found: list[dict], path: pathlib.Path) -> None:
-    """Draws the rows of all studies into the PNG `path`, with predictions on the left and results on the right."""
+    """Writes the PNG `path` with a row for each record: prediction, drawing of `strip`, verdict and measured value."""
     from matplotlib import figure, rc_context  # optional
 
     with rc_context(figures.STYLE):
         sheet = figure.Figure((9.6, 0.72 * len(found) + 0.4))
         for i, record in enumerate(found):
-            inch, verdict = 1 / (0.72 * len(found) + 0.4), record["verdict"]  # inch: as a share of the sheet's height
-            row, rule = 1 - (0.72 * i + 0.55) * inch, rules.primary(record["rules"])
+            rule, verdict, inch = rules.primary(record["rules"]), record["verdict"], 1 / (0.72 * len(found) + 0.4)
+            row = 1 - (0.72 * i + 0.55) * inch  # lower edge of the drawing; it and `inch` are shares of the height
             strip(sheet.add_axes((0.35, row, 0.37, 0.42 * inch)), record)
             at = {"y": row + 0.2 * inch, "va": "center"}
             sheet.text(0.01, s=f"{record['study']}\n" + textwrap.fill(rule["says"], 46, max_lines=3), **at)
-            held = f"{SIGNS[verdict]} {records.VERDICTS[verdict]}\n"
-            sheet.text(0.75, s=held + textwrap.fill(records.shown(rule), 36),
+            outcome = f"{SIGNS[verdict]} {records.VERDICTS[verdict]}\n"
+            sheet.text(0.75, s=outcome + textwrap.fill(records.shown(rule), 36),
                        **at, color=COLORS[verdict] if verdict != "undecided" else figures.INK)
         sheet.savefig(path, dpi=110)

@@ -16,6 +16,7 @@ from rlvr_jax.runs.markdown import markdown_table
 
 KINDS = {"study": str, "title": str, "known": str, "question": str, "prediction": str, "seeds": list, "origin": str,
          "measures": dict, "rules": list, "verdict": str}  # required keys -> types
+RULES = ("rule", "measured", "prediction")  # headings of the table of rules on a page
 RULE = {"says", "arm", "measure", "verdict", "mean", "interval"}  # keys that each rule of a record has
 # keys of a study's file that its record copies
 WORDS = ("title", "question", "short", "abstract", "construction", "known", "note", "control", "table", "shown",
@@ -39,7 +40,7 @@ def read(path: pathlib.Path) -> dict:
 
 
 def read_all(folder: pathlib.Path) -> list[dict]:
-    """The records in a directory, in the order of ORDER. A study that joins the page of another follows that study."""
+    """The records in a directory: those in ORDER, then others by name. A study that joins a page follows its owner."""
     def sort_key(record: dict) -> tuple:
         first = record.get("story") or record["study"]
         return [*ORDER, first].index(first), first, first != record["study"], record["study"]
@@ -48,17 +49,17 @@ def read_all(folder: pathlib.Path) -> list[dict]:
 
 def by_page(found: list[dict], folder: pathlib.Path) -> dict[str, list[dict]]:
     """`{page: its records}` for the records `found` in a directory. A study that names another as its `story` is on the
-    page of that one if the directory has the record or the page of that one, otherwise on a page of its own."""
-    first, pages = {record["study"] for record in found if not record.get("story")}, {}
+    other's page if the directory has the other's record or page; otherwise it has a page of its own."""
+    leaders, pages = {record["study"] for record in found if not record.get("story")}, {}
     for record in found:
         story = record.get("story")
-        joins = story and (story in first or (folder / f"{story}.md").is_file())
+        joins = story and (story in leaders or (folder / f"{story}.md").is_file())
         pages.setdefault(story if joins else record["study"], []).append(record)
     return pages
 
 
 def links(found: list[dict], folder: pathlib.Path) -> dict[str, str]:
-    """`{study: link to it}`: PAGE.md, or PAGE.md#STUDY for a study that joins a page."""
+    """`{study: link to it}`: STUDY.md, or PAGE.md#STUDY for a study on the page of another."""
     return {record["study"]: f"{page}.md" if page == record["study"] else f"{page}.md#{record['study']}"
             for page, page_records in by_page(found, folder).items() for record in page_records}
 
@@ -82,8 +83,8 @@ def faults(record: dict) -> list[str]:
 
 
 def shown(measure: dict, sign: str = "") -> str:
-    """A measure or a judged rule as text: mean and interval. For a rule on most seeds: how many are on the predicted
-    side, their share with interval, and the median of all seeds. With `sign="+"` mean and interval have a sign."""
+    """A measure or a judged rule as text: mean and interval. For a rule that predicts a side for most seeds: how many
+    are on it, their share with its interval, and the median of all seeds. `sign="+"` writes the sign of the numbers."""
     text = estimators.format_estimate(measure.get("mean"), measure.get("interval"), sign)
     if "of" in measure:
         median = f", median {estimators.format_estimate(measure['median'], None)}" if "median" in measure else ""
@@ -92,12 +93,12 @@ def shown(measure: dict, sign: str = "") -> str:
 
 
 def abstract(text: str, measures: dict) -> str:
-    """Replaces "[[arm | measure]]" in the text by the number, and "[[arm | measure | difference]]" by the difference to
-    the control. `measures` is {arm: {measure: its result}}. Raises KeyError for a name that does not exist."""
+    """Replaces "[[arm | measure]]" in the text by mean and interval, "[[arm | measure | difference]]" by those of the
+    difference to the control. `measures` is a record's {arm: {measure: {"mean", ...}}}. KeyError for unknown names."""
     def number(match: re.Match) -> str:
-        arm, name, *less = " ".join(match[1].split()).split(" | ")  # a name may contain a line break
+        arm, name, *key = " ".join(match[1].split()).split(" | ")  # a name may contain a line break
         measure = measures[arm][name]
-        return shown(measure[less[0]], "+") if less else shown(measure)
+        return shown(measure[key[0]], "+") if key else shown(measure)
     return re.sub(r"(?s)\[\[(.+?)\]\]", number, text)
 
 
@@ -120,75 +121,73 @@ def seeds(record: dict) -> str:
 
 
 def choose_columns(record: dict) -> tuple[list[str], list[str]]:
-    """(arms, measures) of the page's table: those in the table `shown` of the study's file, else the first ones."""
-    measured, named = record["measures"], record.get("shown", {})
+    """(arms, measures) of the page's table: those in the file's `shown`, else the first MOST_ARMS arms, and the first
+    MOST_MEASURES of the figure's measures, else of the file's `table`, else of all measures."""
+    measured, listed = record["measures"], record.get("shown", {})
     names = record.get("figure", {}).get("measures") or record.get("table") or list(next(iter(measured.values()), {}))
-    return (named.get("arms") or list(measured)[:MOST_ARMS]), (named.get("measures") or names[:MOST_MEASURES])
+    return (listed.get("arms") or list(measured)[:MOST_ARMS]), (listed.get("measures") or names[:MOST_MEASURES])
 
 
 def table(record: dict) -> list[list[str]]:
-    """The header and a row for each arm: means with intervals, and after a semicolon the difference to the control. If
-    the file defines `success`, the last column has the number of seeds that succeeded."""
+    """The page's table: a header, and a row of texts for each arm: means with intervals, and after a semicolon the
+    difference to the control. If the file defines `success`, the last column says how many seeds succeeded."""
     arms, names = choose_columns(record)
     success = record.get("success", {})
     rows = [["arm", *names, *([f"{success['measure']} above {success['above']}"] if success else [])]]
     for arm in arms:
         cells = []
         for measure in map(record["measures"][arm].get, names):
-            less = measure.get("difference", {})
-            cells.append(shown(measure) + ("" if less.get("mean") is None else f"; {shown(less, '+')}"))
+            gain = measure.get("difference", {})
+            cells.append(shown(measure) + ("" if gain.get("mean") is None else f"; {shown(gain, '+')}"))
         rows.append([arm, *cells, *([shown(record["succeeded"][arm])] if success else [])])
     return rows
 
 
-RULES = ("rule", "measured", "prediction")
-
-
 def rules(record: dict) -> list[list[str]]:
-    """A row for each rule, in the columns RULES. The rule has notes, such as what was known before; the verdict has the
-    reason if it is undecided."""
-    def notes(rule: dict) -> str:
-        known, new = rule.get("known", ""), rule.get("new")
+    """A row of three texts for each rule, under the headings RULES: the sentence of the rule, in brackets with notes,
+    such as what was known before; what was measured; and the verdict, with the reason if it is "undecided"."""
+    def notes(rule: dict) -> list[str]:
+        known, new = rule.get("known", ""), rule.get("new")  # `new`: the rule judged without the seeds in `known`
         if isinstance(known, list):
             known = f"seeds {', '.join(map(str, known))}" + (
                 f"; the others alone: {shown(new)}, {VERDICTS[new['verdict']]}" if new else "")
-        return "; ".join(filter(None, [
-            "**primary**" * (rule is judging.primary(record["rules"])), rule.get("added", ""),
-            f"known before: {known}" * bool(known), "reversed after a pilot: not counted" * bool(
-                rule.get("turned")), "almost sure to hold: not counted" * bool(rule.get("easy"))]))
-    return [[rule["says"] + (f" ({notes(rule)})" if notes(rule) else ""), shown(rule),
-             ": ".join([VERDICTS[rule["verdict"]], *filter(None, [rule.get("open")])])] for rule in record["rules"]]
+        is_primary = rule is judging.primary(record["rules"])
+        cases = {"**primary**": is_primary, rule.get("added", ""): rule.get("added"), f"known before: {known}": known,
+                 "reversed after a pilot: not counted": rule.get("turned"),
+                 "almost sure to hold: not counted": rule.get("easy")}
+        return [note for note, applies in cases.items() if applies]
+    return [[rule["says"] + (f" ({'; '.join(notes(rule))})" if notes(rule) else ""), shown(rule),
+             VERDICTS[rule["verdict"]] + (f": {rule['open']}" if rule.get("open") else "")] for rule in record["rules"]]
 
 
 def verdict(record: dict) -> str:
     """A sentence on whether the prediction held, and on how many of the other rules did."""
-    more = f" Of the other rules: {judging.tally(record['rules'])}." * (len(record["rules"]) > 1)
-    held = VERDICTS[record["verdict"]]
-    return f"The prediction {'is ' * (held == 'undecided')}{held}, by the primary rule.{more}"
+    others = f" Of the other rules: {judging.tally(record['rules'])}." if len(record["rules"]) > 1 else ""
+    held = "is undecided" if record["verdict"] == "undecided" else VERDICTS[record["verdict"]]
+    return f"The prediction {held}, by the primary rule.{others}"
 
 
 def spread(record: dict) -> str:
     """A sentence on what the numbers of `table` are, and on whether their intervals are over seeds or problems."""
-    control = f"; after a semicolon the paired difference to {record.get('control')}" * ("control" in record)
+    control = f"; after a semicolon the paired difference to {record['control']}" if "control" in record else ""
     if len(record["seeds"]) == 1:
-        over = any(measure["interval"] for by_name in record["measures"].values() for measure in by_name.values())
-        return "One seed" + "; 95 % intervals are over problems, and decide no rule" * over + f"{control}."
-    how = ("over problems, where each has a value: they are about these trained models" if record.get("over") else
-           "over these")
-    return f"Means over {seeds(record)}, 95 % intervals {how}{control}."
+        interval = any(measure["interval"] for by_name in record["measures"].values() for measure in by_name.values())
+        return f"One seed{'; 95 % intervals are over problems, and decide no rule' if interval else ''}{control}."
+    over = "problems, where each has a value: they are about these trained models" if record.get("over") else "these"
+    return f"Means over {seeds(record)}, 95 % intervals over {over}{control}."
 
 
 def changed(record: dict) -> str:
-    """The problems that `sources.changed` found, each with both completions side by side, as HTML."""
-    cells = lambda *texts: "<tr>" + "".join(f'<td valign="top">{text}</td>' for text in texts) + "</tr>"
+    """HTML of the problems that became right or wrong with an arm, each with the control's completion and the arm's."""
+    table_row = lambda *texts: "<tr>" + "".join(f'<td valign="top">{text}</td>' for text in texts) + "</tr>"
     as_html = lambda text: html.escape(text).replace("\\", "&#92;").replace("$", "&#36;").replace("\n", "<br>")
     return "\n\n".join(f"{what}: problem {pair['problem']} of {pair['benchmark']}, answer {pair['answer']}.\n\n<table>"
-                       + cells(*map(as_html, pair["arms"])) + cells(*map(as_html, pair["completions"])) + "</table>"
-                       for what, pair in record.get("changed", {}).items())
+                       + table_row(*map(as_html, pair["arms"])) + table_row(*map(as_html, pair["completions"]))
+                       + "</table>" for what, pair in record.get("changed", {}).items())
 
 
 def section(record: dict, joins: bool) -> list[str]:
-    """The paragraphs of a study. If it `joins` the page of another study, they leave out what the page already says."""
+    """The Markdown paragraphs on a study. If it `joins` another's page, only its heading and one link are different."""
     study, built, (head, *rows) = record["study"], record.get("construction", ""), table(record)
     how = "" if joins else "([How verdicts are made](README.md#how-to-read).)"
     return [f'<a id="{study}"></a>\n\n## {record["title"]}' if joins else f"# {record['title']}",

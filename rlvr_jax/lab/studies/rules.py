@@ -18,7 +18,7 @@ KEYS = {"says": str, "arm": str, "measure": str, "difference": bool} | dict.from
     "primary": bool, "base": object, "added": str, "known": (str, list), "turned": bool, "easy": bool}
 VERDICTS = {"agree": "held", "disagree": "failed", "undecided": "undecided"}  # verdict in a record -> word on a page
 SHARE = (0.0, 1.0)  # the range of SHARES
-# The last two words of the path in "FILE.json: path" tell the range: at least 0 for COUNTS, from 0 to 1 for SHARES.
+# The range of a measure "FILE.json: path" by one of the last two words of path: from 0 in COUNTS, 0 to 1 in SHARES.
 SHARES = {"accuracy", "greedy", "sampled", "right", "pass@k", "maj@k", "auroc", "ece", "brier", "mean_confidence",
           "stated", "value", "truncated", "changed", "moved", "steered", "differ", "first_of_differ",
           "first_of_changed", "greedy_careful_share", "train_accuracy", "regimes"}
@@ -26,57 +26,52 @@ COUNTS = {"forward_tokens", "train/tokens", "num_tokens", "count", "kl", "stable
           "wrong_steps_per_100"}
 
 
-# ----- the range of a measure
-
-
 def span(study: dict, name: str) -> tuple:
-    """(lowest, highest) value that a measure can have: as the study's file states, or as its source implies."""
+    """(lowest, highest) value that a measure can have: as the study's file states, else as its source implies."""
     if name in study.get("ranges", {}):
         return tuple(study["ranges"][name])
     source = study["measures"][name]
     if isinstance(source, list):
         return less(span(study, source[1]), span(study, source[2])) if source[0] == "-" else statistics.ANY
     file, _, path = source.partition(": ")
-    words = path.split(".")
+    words = set(path.split(".")[-2:])
     if file.endswith(".jsonl") and not file.endswith("metrics.jsonl"):
         return (0.0, math.inf) if path.partition(": ")[2] in COUNTS else SHARE
-    if COUNTS & set(words[-2:]):
+    if COUNTS & words:
         return 0.0, math.inf
-    return SHARE if SHARES & set(words[-2:]) else (-1.0, 1.0) if ".cosine_" in path else statistics.ANY
+    other = (-1.0, 1.0) if ".cosine_" in path else statistics.ANY
+    return SHARE if SHARES & words else other
 
 
 def less(one: tuple, other: tuple) -> tuple:
-    """The range of one measure minus another, from the ranges of both."""
+    """The range of `one` minus `other`, two measures that are given by their ranges."""
     return one[0] - other[1], one[1] - other[0]
 
 
 def rule_span(study: dict, rule: dict) -> tuple:
     """The range of the value that a rule is about. In a difference the rule may state `base`, the value subtracted."""
-    whole, source = span(study, rule["measure"]), study["measures"][rule["measure"]]
+    of_measure, source = span(study, rule["measure"]), study["measures"][rule["measure"]]
     base = (rule["base"], rule["base"]) if "base" in rule else None
     if rule.get("difference"):
-        return less(whole, base or whole)
-    return less(span(study, source[1]), base) if base else whole
-
-
-# ----- which rules are refused
+        return less(of_measure, base or of_measure)
+    return less(span(study, source[1]), base) if base else of_measure  # source: ["-", measure, subtracted measure]
 
 
 def fault(study: dict) -> str:
-    """What is wrong with the first rule that cannot be judged, and how to correct it; empty if nothing is."""
+    """A message on the first rule that cannot be judged, and on how to correct it; "" if all rules can be judged."""
     for number, rule in enumerate(study["rules"], 1):
         if wrong := shape_fault(study, rule) or range_fault(study, rule):
             says = rule.get("says", "without says") if isinstance(rule, dict) else rule
             return f"rule {number} ({says}): {wrong}"
     if sum(bool(rule.get("primary")) for rule in study["rules"]) > 1:
-        return "two rules have primary = true; one rule gives the study its verdict: leave it to that one"
+        return "two rules have primary = true; one rule gives the study its verdict: keep it in that rule alone"
     if primary(study["rules"]) is None or not counts(primary(study["rules"])):
         return "a rule that is turned or easy cannot give the verdict: add primary = true to one that is neither"
     return ""
 
 
 def shape_fault(study: dict, rule: dict) -> str:
-    """What is wrong with the keys of a rule; empty if nothing is."""
+    """A message on what is wrong with the keys of a rule; "" if nothing is."""
     if not isinstance(rule, dict) or not (rule.get("arm") in study["arms"] and rule.get("measure") in study["measures"]
                                           and isinstance(rule.get("says"), str)):
         return "a rule needs says, arm (of the arms) and measure (of the measures)"
@@ -97,7 +92,7 @@ def shape_fault(study: dict, rule: dict) -> str:
             "within" in rule and (len(bounds) != 2 or bounds[0] >= bounds[1])):
         return f"{sides[0]} is not as it should be; write {sides[0]} = {'[-0.1, 0.1]' if 'within' in rule else 0.1}"
     if "base" in rule and not (rule.get("difference") or study["measures"][rule["measure"]][0] == "-"):
-        return "base is the known value of what is taken away; leave it out, for this is no difference"
+        return "base is the known value that a difference subtracts; leave it out, for this rule is of no difference"
     return ""
 
 
@@ -108,7 +103,7 @@ def bounds_of(rule: dict) -> tuple:
 
 
 def range_fault(study: dict, rule: dict) -> str:
-    """Why the rule would hold for every value in its range, or for none; empty if it can go either way."""
+    """A message if the rule would hold for every value in its range, or for none; "" if it can go either way."""
     (low, high), bounds = rule_span(study, rule), bounds_of(rule)
     never_fails = bounds[0] <= low and bounds[1] >= high
     if never_fails or bounds[0] >= high or bounds[1] <= low:
@@ -117,24 +112,21 @@ def range_fault(study: dict, rule: dict) -> str:
     return ""
 
 
-# ----- the verdict
-
-
 def judged(study: dict, measured: dict, repeated: list[dict]) -> list[dict]:
-    """The rules, each with the measured mean, its 95 % interval, "p_value", "level" and "verdict" ("agree", "disagree",
-    "undecided"). `measured` is {arm: {measure: result of `study.gather`}}; `repeated` has the unit, that is the base
-    model, example and seed, of each value. The primary rule is judged at the study's level, the other rules at the
-    levels of Holm's method. "open" says why a rule is undecided, and how many seeds would decide it. "new" judges a
-    rule on the seeds that are not in its `known`."""
-    named = study["rules"].index(primary(study["rules"]))
-    rules = [rule | {"primary": i == named, "measured": of_rule(rule, measured), "span": rule_span(study, rule)}
+    """The rules, each with the measured "mean", its 95 % "interval", "p_value", "level" and "verdict" ("agree",
+    "disagree", "undecided"). "open" says why a rule is undecided, and how many seeds would decide it; "new" judges a
+    rule on the seeds that are not in its `known`. The primary rule is judged at the study's level, others by Holm's
+    method. `measured` is {arm: {measure: {"seeds": [value], "mean", ...}}}, as `study.measure` returns. `repeated` has
+    the unit of each value: {"base", "example", "seed"}."""
+    of_study = study["rules"].index(primary(study["rules"]))
+    rules = [rule | {"primary": i == of_study, "measured": of_rule(rule, measured), "span": rule_span(study, rule)}
              for i, rule in enumerate(study["rules"])]
     num_bases, looks = len({unit["base"] for unit in repeated}), study.get("looks")
     error = statistics.ALPHA_OF_A_LOOK if looks else statistics.ALPHA
     early = bool(looks) and num_bases not in looks  # between planned analyses no rule is decided
     chances = [1.0 if early else chance(rule) for rule in rules]
     others = [i for i, rule in enumerate(rules) if not rule["primary"]]
-    levels = dict(zip(others, statistics.holm([chances[i] for i in others], error)))
+    levels = dict(zip(others, statistics.holm([chances[i] for i in others], error)))  # {index of a rule: level}
     results = [verdict(rule, chances[i], levels.get(i, error), early) for i, rule in enumerate(rules)]
     for rule, result in zip(rules, results):
         if isinstance(rule.get("known"), list) and not early:
@@ -152,14 +144,14 @@ def counts(rule: dict) -> bool:
 
 
 def of_rule(rule: dict, measured: dict) -> dict:
-    """The measure of the rule's arm, or its difference to the control; {} if the difference was not measured."""
+    """The rule's measure in its arm, or the difference to the control; {} if no difference was measured."""
     measure = measured[rule["arm"]][rule["measure"]]
     return measure.get("difference", {}) if rule.get("difference") else measure
 
 
 def values(rule: dict) -> list[float]:
-    """The independent values that decide a rule: those of problems if intervals are over problems, the means of base
-    models if seeds share base models, otherwise those of seeds."""
+    """The independent values that decide a rule: one for each problem if intervals are over problems, one for each base
+    model if seeds share base models, otherwise one for each seed."""
     measured = rule["measured"]
     return measured.get("of_problems") or measured.get("of_bases") or [
         value for value in measured.get("seeds", ()) if value is not None]
@@ -171,23 +163,25 @@ def threshold(rule: dict) -> float:
 
 
 def above(rule: dict, seeds: list[float]) -> int:
-    """How many of the values `seeds` are on the side that the rule predicts for most, not counting ties."""
+    """How many of the values `seeds` are on the side that the rule predicts for most seeds; ties are not counted."""
     return sum(value > rule["most_above"] if "most_above" in rule else value < rule["most_below"] for value in seeds)
 
 
 def is_of_most(rule: dict) -> bool:
+    """Whether the rule predicts a side for most seeds."""
     return "most_above" in rule or "most_below" in rule
 
 
 def chance(rule: dict) -> float:
-    """The p-value of the test for the verdict that the values favour; 1 if the values cannot decide the rule."""
+    """The p-value of the rule's test, for or against it, whichever its values favour; 1 if they cannot decide it."""
     seeds = values(rule)
     if len(seeds) < 2:
         return 1.0
     if is_of_most(rule):
         return statistics.sign_test(above(rule, seeds), len(seeds))
     if statistics.equal(seeds):
-        return 1.0 if len(seeds) < statistics.FEWEST_EQUAL or side(rule, seeds[0]) == "undecided" else 0.0
+        decides = len(seeds) >= statistics.FEWEST_EQUAL and side(rule, seeds[0]) != "undecided"
+        return 0.0 if decides else 1.0
     if "within" in rule:
         return min(statistics.inside(seeds, *rule["within"], rule["span"]), statistics.outside(seeds, *rule["within"]))
     return statistics.t_test(seeds, threshold(rule))
@@ -205,21 +199,21 @@ def side(rule: dict, mean: float) -> str:
 
 
 def verdict(rule: dict, p_value: float, level: float, early: bool) -> dict:
-    """The rule with its verdict and the measured "mean" with its 95 % interval. For a rule on most seeds, "mean" is the
-    share on the predicted side, with "count" and "median". `early`: the study is between two planned analyses."""
+    """The rule with its "verdict", and the measured "mean" with its 95 % "interval". For a rule on most seeds, "mean"
+    is the share on the predicted side, "count" of "of" seeds. `early`: the study is between two planned analyses."""
     seeds, measure = values(rule), rule["measured"]
-    found = {"mean": measure.get("mean"), "interval": statistics.interval(seeds, rule["span"])}
+    estimate = {"mean": measure.get("mean"), "interval": statistics.interval(seeds, rule["span"])}
     if is_of_most(rule) and seeds:
         count = above(rule, seeds)
-        found = {"count": count, "of": len(seeds), "mean": count / len(seeds), "median": float(np.median(seeds)),
-                 "interval": statistics.exact_binomial(count, len(seeds)) if len(seeds) > 1 else None}
+        estimate = {"count": count, "of": len(seeds), "mean": count / len(seeds), "median": float(np.median(seeds)),
+                    "interval": statistics.exact_binomial(count, len(seeds)) if len(seeds) > 1 else None}
     elif statistics.equal(seeds):
-        found["equal"] = True
+        estimate["equal"] = True
     elif "of_problems" in measure or len(measure.get("seeds", ())) == 1 and measure.get("interval"):
-        found |= {"interval": measure["interval"], "over": "problems"}
-    judged_rule = {key: value for key, value in rule.items() if key not in ("measured", "span")} | found | {
+        estimate |= {"interval": measure["interval"], "over": "problems"}
+    judged_rule = {key: value for key, value in rule.items() if key not in ("measured", "span")} | estimate | {
         "p_value": p_value, "level": level,
-        "verdict": side(rule, found["mean"]) if p_value <= level else "undecided"}
+        "verdict": side(rule, estimate["mean"]) if p_value <= level else "undecided"}
     return judged_rule | ({} if p_value <= level else {"open": why(rule, seeds, level, early)})
 
 
@@ -247,15 +241,17 @@ def decided(rule: dict, seeds: list[float], number: np.ndarray, level: float) ->
         return statistics.sign_power(above(rule, seeds) / len(seeds), number, level)
     if "within" not in rule:
         return statistics.power(mean - threshold(rule), spread, number, level)
-    low, high = rule["within"]  # one-sided tests: twice the two-sided level; if inside, both succeed (Phillips, 1990)
-    if low <= mean <= high:
+    low, high = rule["within"]
+    # `power` takes the level of a two-sided test, and a one-sided test at `level` is like a two-sided one at 2 * level.
+    if low <= mean <= high:  # both tests have to be decided (Phillips, 1990)
         return sum(statistics.power(room, spread, number, 2 * level) for room in (mean - low, high - mean)) - 1
     return statistics.power(max(low - mean, mean - high), spread, number, 2 * level)
 
 
-def primary(rules: list[dict]) -> dict:
+def primary(rules: list[dict]) -> dict | None:
     """The rule that gives the study its verdict: the rule with `primary`, else the first that counts, else None."""
-    return next((rule for rule in rules if rule.get("primary")), next(filter(counts, rules), None))
+    candidates = [rule for rule in rules if rule.get("primary")] + [rule for rule in rules if counts(rule)]
+    return candidates[0] if candidates else None
 
 
 def tally(rules: list[dict]) -> str:
@@ -265,7 +261,7 @@ def tally(rules: list[dict]) -> str:
 
 
 def required(rule: dict) -> str:
-    """What has to be measured for the rule to hold: "one: pass@1, less base's, above 0.1"."""
+    """What has to be measured for the rule to hold, such as "ARM: MEASURE, less the control, above 0.1"."""
     name = next(key for key in SIDES if key in rule)
     bound = "{} to {}".format(*(f"{x:g}" for x in rule[name])) if name == "within" else f"{rule[name]:g}"
     return (f"{rule['arm']}: {rule['measure']}{', less the control' if rule.get('difference') else ''}, "

@@ -12,10 +12,10 @@ import numpy as np
 from scipy import stats
 
 ALPHA = 0.05  # two-sided error of intervals, and of the tests of a study with one analysis
-# Planned analyses, and Pocock's constant level of each: .05 in all at even distances, .058 at 5, 10 and 20 seeds.
+# Number of planned analyses; Pocock's level of each. The error of all is .05 if evenly spaced, .058 at 5, 10, 20 seeds.
 LOOKS, ALPHA_OF_A_LOOK = 3, 0.0221
 FEWEST_EQUAL = 5  # fewest seeds that decide a rule if all values are equal
-POWER, MOST_SEEDS = 0.9, 100  # `seeds_needed`: chance that a test is decided, and the most seeds considered
+POWER, MOST_SEEDS = 0.9, 100  # for `seeds_needed`: required chance that a test is decided; most seeds considered
 ANY = (-math.inf, math.inf)  # the range of a measure without bounds
 
 
@@ -33,7 +33,7 @@ def interval(values: list[float], span: tuple = ANY) -> Optional[tuple[float, fl
 
 
 def t_test(values: list[float], threshold: float, side: str = "two-sided") -> float:
-    """p-value of the t test that the mean is the threshold; with "greater" or "less" the alternative is one-sided."""
+    """p-value of the t test that the mean is the threshold; "greater" or "less" is the one-sided alternative."""
     return float(stats.ttest_1samp(values, threshold, alternative=side).pvalue)
 
 
@@ -54,10 +54,10 @@ def holm(p_values: list[float], error: float) -> list[float]:
     with the smallest p-value has the level error / m, the next error / (m - 1), and so on up to the first that is not
     decided; all tests after that one have its level."""
     levels, left, stopped = [0.0] * len(p_values), len(p_values), False
-    for place in sorted(range(len(p_values)), key=p_values.__getitem__):
-        levels[place] = error / left
-        stopped = stopped or p_values[place] > levels[place]
-        left -= not stopped
+    for i in sorted(range(len(p_values)), key=p_values.__getitem__):
+        levels[i] = error / left
+        stopped = stopped or p_values[i] > levels[i]
+        left = left if stopped else left - 1
     return levels
 
 
@@ -67,12 +67,12 @@ def exact_binomial(count: int, number: int) -> tuple[float, float]:
 
 
 def sign_test(count: int, number: int) -> float:
-    """Two-sided exact p-value of the hypothesis that half of all seeds are like these `count` of `number`."""
+    """Two-sided exact p-value of the hypothesis that half of all seeds have what `count` of these `number` have."""
     return float(stats.binomtest(count, number).pvalue)
 
 
 def components(values_BxE: np.ndarray) -> tuple[float, float, float]:
-    """Variances of base models, of examples and of the rest, from a value for each base model with each example.
+    """Variances of base models, of examples and of the rest, from f[B,E], a value for each base model and example.
     Computed from the mean squares of a two-way analysis of variance (method of moments), so an estimate may be
     negative. The rest is the interaction of base model and example, and the randomness of training."""
     (b, e), values = np.shape(values_BxE), np.asarray(values_BxE, float)
@@ -82,8 +82,8 @@ def components(values_BxE: np.ndarray) -> tuple[float, float, float]:
 
 
 def jackknife(function: Callable, values_BxE: np.ndarray) -> list[float]:
-    """Pseudo-values, one for each of n base models (Tukey, 1958): n times `function` of all, minus n - 1 times
-    `function` without this base model. Their mean estimates `function(values_BxE)`, their spread its standard error."""
+    """Pseudo-values, one for each of n base models (Tukey, 1958): n times `function` of all rows, minus n - 1 times
+    `function` of those without this model. Their mean, with its standard error, estimates `function(values_BxE)`."""
     n, whole = len(values_BxE), function(values_BxE)
     return [n * whole - (n - 1) * function(np.delete(values_BxE, i, 0)) for i in range(n)]
 

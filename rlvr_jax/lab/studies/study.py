@@ -50,20 +50,21 @@ class StudyConfig(Config):
 
 
 def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -> Optional[pathlib.Path]:
-    """Runs a study and returns the path of the page that it wrote, beside a JSON and a PNG file. None for a dry run.
-    Commands that have finished in the work directory are not run again. Before the first command, `check(line)` may
-    raise UserError for a command whose flags are wrong."""
+    """Runs a study, writes its record (JSON), figure (PNG) and page (Markdown), and returns the page's path; None for a
+    dry run. Skips commands that have finished in the work directory. Before the first command, `check(line)` may raise
+    UserError for a command whose flags are wrong."""
     name, study = load(config.study)
     if config.arms:
-        asked, known = [arm.strip() for arm in config.arms.split(";")], "; ".join(study["arms"])
+        asked, arms = [arm.strip() for arm in config.arms.split(";")], "; ".join(study["arms"])
         study, wrong = limited(study, asked)
-        if wrong or (unknown := {*asked} - {*study["arms"]}):
-            raise UserError(f"--arms={config.arms}: {wrong or f'no arm {min(unknown)}'}; the arms of {name}: {known}")
+        unknown = sorted({*asked} - {*study["arms"]})
+        if wrong or unknown:
+            raise UserError(f"--arms={config.arms}: {wrong or f'no arm {unknown[0]}'}; the arms of {name}: {arms}")
     if config.quick:
         # How many seeds, bases and examples of the study are run. An empty `story` gives the study a page of its own.
-        few = {"bases": 3, "examples": 3} if study.get("crossed") else {}
+        counts = {"seeds": 1} | ({"bases": 3, "examples": 3} if study.get("crossed") else {})
         name, study = name + "_quick", study | {"story": ""} | {
-            key: study[key][:count] for key, count in ({"seeds": 1} | few).items() if key in study}
+            key: study[key][:count] for key, count in counts.items() if key in study}
     work = pathlib.Path(config.work_dir or f"runs/{name}")
     out = pathlib.Path(config.out) if config.out else work / "results"
     given = {"work": str(work)} | ({"data": config.data} if config.data else {})
@@ -72,7 +73,7 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
     cells = {(arm, label(study, unit)): variables(study, given | {"arm": arm} | unit) for unit in repeated
              for arm, keys in study["arms"].items() if unit["seed"] in keys.get("seeds", [unit["seed"]])}
     lines = [commands.commands(study, cell, config.quick, config.bank) for cell in cells.values()]
-    # The commands of the first unit's arms; those of other units differ only in seeds and names.
+    # Checks the commands of the first unit's arms; those of other units differ only in seeds and names.
     for line in dict.fromkeys(line for each in lines[: len(study["arms"])] for line in each):
         check(line)
     if config.dry_run:
@@ -80,17 +81,17 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
         return None
     finished, earlier = commands.execute(lines, work, config.bank, config.jobs)
 
-    def known(arm: str, name: str) -> Optional[list]:  # a value for each unit; None if it is made of other measures
+    def known(arm: str, name: str) -> Optional[list]:  # a value for each unit; None: to compute from other measures
         source = study["measures"][name]
         return None if isinstance(source, list) else [
             sources.source_values(name, source, cell) if (cell := cells.get((arm, label(study, unit)))) else None
             for unit in repeated]
 
     sources.refuse_missing_paths(study, list(cells.values()))
-    found = sources.values_of(study, known, repeated)
+    measured = measure(study, sources.values_of(study, known, repeated), repeated)
     summaries, curves = sources.read_runs(study, cells)
-    record = {"study": name} | written(study, measure(study, found, repeated), repeated) | {
-        "origin": origin(config, study, finished, earlier), "summaries": summaries}
+    record = {"study": name} | written(study, measured, repeated)
+    record |= {"origin": origin(config, study, finished, earlier), "summaries": summaries}
     made = {base.name: bank.note(base) | {"command": line.replace(str(base), "{bank}")}
             for line in finished if (base := bank.made_by(line, config.bank))}
     for key, value in (("bank", made), ("changed", sources.changed(study, cells)), ("curves", curves)):
@@ -100,14 +101,15 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
 
 
 def write(new: list[dict], folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes the records `new`, their figures and their pages, which show other records in the folder, too, if these
-    share a page. Returns the pages' paths. Deletes the former page of a study that now joins the page of another."""
+    """Writes the records `new`, their figures and their pages into the folder. A page also shows the folder's other
+    records that share it. Deletes the former page of a study that now joins another page. Returns the pages' paths."""
     for record in new:
         files.write_json(folder / f"{record['study']}.json", record)
         study_figure.write(record, folder / f"{record['study']}.png")
     names, written = {record["study"] for record in new}, []
     for page, page_records in records.by_page(records.read_all(folder), folder).items():
-        if names & (shown := {record["study"] for record in page_records}):
+        shown = {record["study"] for record in page_records}
+        if names & shown:
             written.append(folder / f"{page}.md")
             files.write_whole(written[-1], records.markdown(page, page_records, folder))
             for name in shown - {page}:
@@ -133,8 +135,10 @@ def load(study: str) -> tuple[str, dict]:
         raise UserError(f"{path}: {', '.join(dict.fromkeys(wrong))} is missing, unknown or not as it should be; a "
                         f"study has {', '.join(REQUIRED)}, and may have {', '.join(OPTIONAL)}; control is one of its "
                         "arms")
-    if wrong := (study_figure.fault(content) or design.shape_fault(content)
-                 or design.arm_fault(content := sourced(content)) or abstract_fault(content) or rules.fault(content)):
+    if wrong := study_figure.fault(content) or design.shape_fault(content):
+        raise UserError(f"{path}: {wrong}")
+    content = sourced(content)
+    if wrong := design.arm_fault(content) or abstract_fault(content) or rules.fault(content):
         raise UserError(f"{path}: {wrong}")
     cells = {arm: {"work": "WORK", "data": "DATA", "arm": arm} | units(content, content["seeds"])[0]
              for arm in content["arms"]}  # one of each arm
@@ -145,13 +149,13 @@ def load(study: str) -> tuple[str, dict]:
 
 
 def limited(study: dict, arms: Iterable[str]) -> tuple[dict, str]:
-    """(the study with `arms` and the rules about them alone, ""), or (the whole study, what is wrong) if its control,
-    its figure, its abstract, `changed` or its primary rule needs another arm."""
+    """(the study with `arms` and the rules about them alone, ""), or (the whole study, a message) if its control,
+    figure, abstract, `changed` or primary rule needs another arm."""
     less = study | {"arms": {arm: keys for arm, keys in study["arms"].items() if arm in arms},
                     "rules": [rule for rule in study["rules"] if rule["arm"] in arms]}
     needed = [study.get("control"), rules.primary(study["rules"])["arm"], study.get("changed", {}).get("arm")]
     missing = [arm for arm in needed if arm and arm not in less["arms"]]
-    wrong = study_figure.fault(less) or abstract_fault(less) or missing and f"{missing[0]} is needed"
+    wrong = study_figure.fault(less) or abstract_fault(less) or (f"{missing[0]} is needed" if missing else "")
     return (study, wrong) if wrong else (less, "")
 
 
@@ -172,17 +176,17 @@ def sourced(study: dict) -> dict:
                     "ranges": {name: source["range"] for name, source in stated.items() if "range" in source}}
 
 
-def measure(study: dict, found: dict, repeated: list[dict]) -> dict:
-    """Returns {arm: {measure: result of `gather`}} for `found`, {arm: {measure: [value in each unit]}}. If the study
-    has a control, each result of another arm has the paired "difference" to the control, also a result of `gather`."""
+def measure(study: dict, values_of: dict, repeated: list[dict]) -> dict:
+    """Returns {arm: {measure: its summary by `gather`}} for `values_of`, {arm: {measure: [value in each unit]}}. If the
+    study has a control, summaries of other arms have a "difference", the summary of the paired differences to it."""
     bases, problems = [unit["base"] for unit in repeated], study.get("over") == "problems"
     spans = {name: rules.span(study, name) for name in study["measures"]}
     measured = {arm: {name: gather(values, spans[name], bases, problems) for name, values in by_name.items()}
-                for arm, by_name in found.items()}
+                for arm, by_name in values_of.items()}
     control = study.get("control")
     for arm in [arm for arm in measured if control and arm != control]:
-        for name, values in found[arm].items():
-            pairs = zip(values, found[control][name])
+        for name, values in values_of[arm].items():
+            pairs = zip(values, values_of[control][name])
             differences = [None if a is None or b is None else a - b for a, b in pairs]
             measured[arm][name]["difference"] = gather(
                 differences, rules.less(spans[name], spans[name]), bases, problems)
@@ -190,12 +194,11 @@ def measure(study: dict, found: dict, repeated: list[dict]) -> dict:
 
 
 def gather(values: list, span: tuple = statistics.ANY, bases: list = (), problems: bool = False) -> dict:
-    """Summarises the values of a measure, each a number, an f64[P] over problems, or None: `{"seeds": [mean of each
-    value], "mean", "interval"}`. With one seed, the interval is over problems. `span` is the measure's range. With
-    `problems`, a measure with values for problems gets "of_problems", the mean over seeds of each problem; mean and
-    interval are over these means. `bases` has the base model of each value. If values share base models, only base
-    models are independent: "of_bases" has the mean of each, and mean and interval are over these means. Equal values
-    have no interval, but `"equal": True`."""
+    """Summarises a measure with a value for each seed, a number, an f64[P] over problems, or None: `{"seeds": [mean of
+    each value, or None], "mean", "interval"}`. `span` is the measure's range, `bases` the base model of each value. If
+    values share base models, only base models are independent: "of_bases" has the mean of each, and mean and interval
+    are over these means; with `problems`, if values are f64[P], over "of_problems", the mean over seeds of each
+    problem. With one seed, the interval is over problems. Equal values have no interval, but `"equal": True`."""
     means = [None if value is None else float(np.mean(value)) for value in values]
     known = [(base, mean) for base, mean in zip(bases or range(len(means)), means) if mean is not None]
     by_base = {base: float(np.mean([mean for owner, mean in known if owner == base])) for base, _ in known}
@@ -214,25 +217,24 @@ def gather(values: list, span: tuple = statistics.ANY, bases: list = (), problem
 
 def written(study: dict, measured: dict, repeated: list[dict]) -> dict:
     """The part of a record that follows from the study's file and `measured`, the result of `measure`: the words of its
-    page, the judged rules, the verdict, and how many seeds succeeded."""
+    page, "measures", judged "rules", "verdict", the labels of units as "seeds", and how many seeds "succeeded"."""
     judged = rules.judged(study, measured, repeated)
-    kept = {key: study[key] for key in records.WORDS if key in study} | {"prediction": study.get("prediction", "")}
+    part = {key: study[key] for key in records.WORDS if key in study} | {"prediction": study.get("prediction", "")}
     if "success" in study:
-        kept["succeeded"] = {arm: succeeded(measures[study["success"]["measure"]]["seeds"], study["success"]["above"])
+        part["succeeded"] = {arm: succeeded(measures[study["success"]["measure"]]["seeds"], study["success"]["above"])
                              for arm, measures in measured.items()}
-    kept |= {"units": repeated} if study.keys() & {"bases", "examples", "crossed"} else {}
-    return kept | {"seeds": [label(study, unit) for unit in repeated], "measures": measured, "rules": judged,
+    part |= {"units": repeated} if study.keys() & {"bases", "examples", "crossed"} else {}
+    return part | {"seeds": [label(study, unit) for unit in repeated], "measures": measured, "rules": judged,
                    "verdict": rules.primary(judged)["verdict"]}
 
 
 def again(record: dict) -> dict:
     """The record with the current words of its study's file, judged by the file's current rules. Its numbers stay. A
     measure that the record lacks is computed from others, taken from a measure with the same source, or read from the
-    summary of a run, which the record keeps. Measures with intervals over problems stay, because a record has no value
-    of each problem in each seed. If rules or verdicts change, `rules_before` has the first ones. Arms that the record
-    lacks were not run yet: they and their rules are left out. The record is returned as it is if there is no such file,
-    if the file plans other analyses, or if its primary rule, control, figure or abstract needs an arm that was not run.
-    """
+    summary of a run in the record. Measures with intervals over problems stay, because a record has no value of each
+    problem in each seed. If rules or verdicts change, "rules_before" has the first ones. Arms that the record lacks
+    were not run yet: they and their rules are left out. The record is returned as it is if there is no such file, if
+    the file plans other analyses, or if the file needs an arm that was not run (`limited`)."""
     if not (FOLDER / f"{record['study']}.toml").is_file():
         return record
     study, wrong = limited(load(record["study"])[1], record["measures"])
@@ -241,24 +243,26 @@ def again(record: dict) -> dict:
     repeated = record.get("units") or units({"seeds": record["seeds"]}, record["seeds"])
     cells = {arm: [variables(study, {"work": "", "data": "", "arm": arm} | unit) for unit in repeated]
              for arm in study["arms"]}
-    by_source = {(commands.fill(source, cell), i): record["measures"][arm][name]["seeds"][i]  # i: index of the unit
-                 for name, source in study["measures"].items() if isinstance(source, str) for arm in cells
-                 for i, cell in enumerate(cells[arm]) if name in record["measures"][arm]}
+    by_source = {}  # {(filled-in source, index of the unit): recorded value}
+    for name, source in study["measures"].items():
+        for arm, i in ((arm, i) for arm in cells for i in range(len(repeated)) if isinstance(source, str)):
+            if name in record["measures"][arm]:
+                by_source[commands.fill(source, cells[arm][i]), i] = record["measures"][arm][name]["seeds"][i]
 
-    def summarised(arm: str, i: int, source: str):
+    def summarised(arm: str, i: int, source: str):  # value of `source` in the recorded summary.json of a run, or None
         (file, _, path), run = source.partition(": "), study.get("figure", {}).get("run", "")
         summary = record.get("summaries", {}).get(arm, {}).get(str(label(study, repeated[i])), {})
         is_summary = file == f"{commands.fill(run, cells[arm][i])}/summary.json"
         return sources.looked_up(pathlib.Path(file), path, summary)[0] if is_summary else None
 
-    def known(arm: str, name: str) -> Optional[list]:  # a value for each unit; None if it is made of other measures
-        source = study["measures"][name]
-        if isinstance(source, list) and name not in record["measures"][arm]:
+    def known(arm: str, name: str) -> Optional[list]:  # a value for each unit; None: to compute from other measures
+        source, recorded = study["measures"][name], record["measures"][arm].get(name)
+        if isinstance(source, list) and not recorded:
             return None
-        found = record["measures"][arm][name]["seeds"] if name in record["measures"][arm] else [
-            by_source.get((commands.fill(source, cell), i), summarised(arm, i, commands.fill(source, cell)))
-            for i, cell in enumerate(cells[arm])]
-        return [None if value is None else np.array(value) for value in found]
+        filled = [] if recorded else [commands.fill(source, cell) for cell in cells[arm]]
+        values = recorded["seeds"] if recorded else [
+            by_source.get((text, i), summarised(arm, i, text)) for i, text in enumerate(filled)]
+        return [None if value is None else np.array(value) for value in values]
 
     measured = measure(study, sources.values_of(study, known, repeated), repeated)
     for arm, by_name in measured.items():
@@ -267,27 +271,27 @@ def again(record: dict) -> dict:
                 by_name[name] = old
     unworded = {key: value for key, value in record.items() if key not in records.WORDS}
     new = unworded | written(study, record["measures"] | measured, repeated)
-    verdicts = lambda rules: [(rule["says"], rule["verdict"]) for rule in rules]
-    if verdicts(new["rules"]) != verdicts(record["rules"]):
+    before, now = ([(rule["says"], rule["verdict"]) for rule in rules] for rules in (record["rules"], new["rules"]))
+    if now != before:
         new.setdefault("rules_before", record["rules"])
-    return json.loads(json.dumps(new))
+    return json.loads(json.dumps(new))  # with lists for tuples, as in a record that was read from its file
 
 
 def succeeded(values: list, above: float) -> dict:
-    """The "count" of values above `above`, "of" how many values that are not None, the share as "mean", and its exact
-    95 % "interval"."""
-    there = [value for value in values if value is not None]
-    count = sum(value > above for value in there)
-    return {"count": count, "of": len(there), "mean": count / len(there) if there else None,
-            "interval": statistics.exact_binomial(count, len(there)) if there else None}
+    """{"count": number of values above `above`, "of": number of values that are not None, "mean": the first number as a
+    share of the second, "interval": its exact 95 % interval}; "mean" and "interval" are None if all values are."""
+    known = [value for value in values if value is not None]
+    count = sum(value > above for value in known)
+    return {"count": count, "of": len(known), "mean": count / len(known) if known else None,
+            "interval": statistics.exact_binomial(count, len(known)) if known else None}
 
 
 def origin(config: StudyConfig, study: dict, finished: list[str], earlier: list[str]) -> str:
-    """The command, commit, hardware and version of JAX, and how many commands an earlier start had finished. XLA_FLAGS,
-    if set, come before the command, because they may change its numbers."""
+    """A text of the command, commit, hardware and version of JAX, and how many commands an earlier start had finished.
+    XLA_FLAGS, if set, come before the command, because they may change its numbers."""
     flags = f"XLA_FLAGS={shlex.quote(os.environ['XLA_FLAGS'])} " if os.environ.get("XLA_FLAGS") else ""
-    more = (f" --arms='{config.arms}'" * bool(config.arms) + " --data=DIR" * bool(config.data)
-            + " --quick" * config.quick)
+    more = (f" --arms='{config.arms}'" if config.arms else "") + (" --data=DIR" if config.data else "") + (
+        " --quick" if config.quick else "")
     seeds = ",".join(map(str, config.seeds or study["seeds"]))
     return (f"`{flags}python -m scripts.study --study={config.study} --seeds={seeds}{more}`, commit "
             f"{commit()}, JAX {jax.__version__} on {jax.devices()[0].device_kind} ({platform.machine()})."

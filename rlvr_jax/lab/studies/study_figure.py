@@ -2,9 +2,9 @@
 
 The table [figure] in a study's file may have these keys. `measures`: each gets a panel with a row for every arm. `x`:
 measures against which each of `measures` is drawn. `log_x`: true, or those of `x` with a logarithmic axis. `curves`:
-metrics to draw, of the run `run`. `arrows`: measures [x, x after, y, y after]; each arm gets an arrow between the two
-points. `controls`: arms drawn hollow, by default the study's `control`. `labels`: {name = "words"} of axes; those in
-labels.toml hold for all studies. The table `shown` in the file chooses the arms.
+metrics to draw by step, from the run directory `run`. `arrows`: measures [x, x after, y, y after]; each arm gets an
+arrow between the two points. `controls`: arms drawn hollow, by default the study's `control`. `labels`: {name =
+"words"} of axes; those in labels.toml hold for all studies. The table `shown` in the file chooses the arms.
 """
 
 import pathlib
@@ -33,7 +33,7 @@ class Look(NamedTuple):
 
 
 def fault(study: dict) -> str:
-    """What is wrong with [figure], `table` or `shown` of a study's file, and how to write it; empty if nothing is."""
+    """A message on what is wrong with [figure], `table` or `shown` of a study's file; "" if nothing is wrong."""
     figure, shown = study.get("figure", {}), study.get("shown", {})
     wrong = [key for key, value in figure.items() if not isinstance(value, KINDS.get(key, ()))]
     if len(figure.get("arrows", [""] * 4)) != 4:
@@ -43,12 +43,13 @@ def fault(study: dict) -> str:
     most = {"arms": records.MOST_ARMS, "measures": records.MOST_MEASURES}
     if not all(isinstance(names, list) and len(names) <= most.get(key, -1) for key, names in shown.items()):
         return 'shown: write shown = {arms = ["a"], measures = ["b"]}, at most 12 arms and 4 measures'
-    named = [*((f"[figure] {key}", names, "arms" if key == "controls" else "measures") for key, names in figure.items()
+    lists = [*((f"[figure] {key}", names, "arms" if key == "controls" else "measures") for key, names in figure.items()
                if isinstance(names, list) and key != "curves"),
-             ("table", study.get("table", []), "measures"),
+             ("table", study.get("table", []), "measures"),  # (key, its list of names, what the names have to be)
              *((f"shown: {key}", names, key) for key, names in shown.items())]
-    return next((f"{key}: {name!r} is none of the {kind}: {', '.join(study[kind])}" for key, names, kind in named
-                 for name in names if str(name) not in study[kind]), "")
+    unknown = [f"{key}: {name!r} is none of the {kind}: {', '.join(study[kind])}" for key, names, kind in lists
+               for name in names if str(name) not in study[kind]]
+    return unknown[0] if unknown else ""
 
 
 def looks(arms: list[str], controls: list[str]) -> dict[str, Look]:
@@ -74,24 +75,24 @@ def draw_figure(record: dict):
     arms = record.get("shown", {}).get("arms") or list(record["measures"])
     look = looks(arms, figure.get("controls", [record.get("control")]))
     pairs = [(x, y) for x in figure.get("x", []) for y in measures][: MOST_PANELS - 1]
-    recorded = [by_metric for units in record.get("curves", {}).values() for by_metric in units.values()]
-    metrics = [metric for metric in figure.get("curves", []) if any(metric in by_metric for by_metric in recorded)]
+    recorded = {metric for units in record.get("curves", {}).values() for curves in units.values() for metric in curves}
+    metrics = [metric for metric in figure.get("curves", []) if metric in recorded]
     arrows = [figure["arrows"]] if "arrows" in figure else []
     metrics = metrics[: MOST_PANELS - 1 - len(pairs) - len(arrows)]
     if not (measures or metrics or arrows):  # a figure of curves, and none in the record
         measures = records.choose_columns(record)[1]
     dots = measures[: MOST_PANELS - len(pairs) - len(arrows) - len(metrics)]
     # For each panel: the function that draws it, and its arguments after (axes, record).
-    parts = [*((draw_dots, name, look) for name in dots), *((draw_curve, metric, look) for metric in metrics),
-             *((draw_against, *pair, look) for pair in pairs), *((draw_arrows, names, look) for names in arrows)]
-    sheet = Figure((0.4 + 0.065 * max(map(len, arms)) + 3.2 * len(parts), max(2.8, 0.23 * len(arms) + 1)),
+    panels = [*((draw_dots, name, look) for name in dots), *((draw_curve, metric, look) for metric in metrics),
+              *((draw_against, *pair, look) for pair in pairs), *((draw_arrows, names, look) for names in arrows)]
+    sheet = Figure((0.4 + 0.065 * max(map(len, arms)) + 3.2 * len(panels), max(2.8, 0.23 * len(arms) + 1)),
                    layout="constrained")
-    for i, (axes, (draw, *arguments)) in enumerate(zip(sheet.subplots(1, len(parts), squeeze=False)[0], parts)):
+    for i, (axes, (draw, *arguments)) in enumerate(zip(sheet.subplots(1, len(panels), squeeze=False)[0], panels)):
         draw(axes, record, *arguments)
         axes.tick_params(labelleft=draw is not draw_dots or not i)  # the names of arms only beside the first panel
-    over = " over problems" * (record.get("over") == "problems" or len(record["seeds"]) == 1)
-    hollow = "; hollow and dashed: control" * any(style.fill == "none" for style in look.values())
-    key = f"a small dot a seed; mean with 95 % interval{over}{hollow}" if len(parts) > len(metrics) else (
+    over = " over problems" if record.get("over") == "problems" or len(record["seeds"]) == 1 else ""
+    hollow = "; hollow and dashed: control" if any(style.fill == "none" for style in look.values()) else ""
+    key = f"a small dot a seed; mean with 95 % interval{over}{hollow}" if len(panels) > len(metrics) else (
         "faint lines: one seed each; thick line: their mean")
     sheet.supxlabel(key, fontsize="small", color=figures.INK)
     return sheet
@@ -117,8 +118,8 @@ def draw_point(axes, x: float, y: float, look: Look, **errors) -> None:
 
 
 def draw_dots(axes, record: dict, name: str, look: dict[str, Look]) -> None:
-    """Draws a row for each arm: the mean with its interval, and the seeds below as small dots; the control's mean is a
-    dashed line. The arms' names have the colours that the arms have in all panels."""
+    """Draws the measure `name` in a row for each arm: the mean with its interval, and the seeds below as small dots.
+    The control's mean is a dashed line. The arms' names have the colours that the arms have in all panels."""
     for row, arm in enumerate(look):
         measure, color = record["measures"][arm][name], look[arm].color
         axes.axhline(row, color=color, ls=look[arm].line, linewidth=0.7, alpha=0.4)
@@ -139,8 +140,7 @@ def draw_dots(axes, record: dict, name: str, look: dict[str, Look]) -> None:
 
 
 def draw_curve(axes, record: dict, metric: str, look: dict[str, Look]) -> None:
-    """Draws a metric over the steps: a faint line for each seed, and an arm's mean at the steps that all of its seeds
-    have."""
+    """Draws a metric over the steps: a faint line for each seed, and an arm's mean at the steps of all its seeds."""
     for arm, style in look.items():
         # {step: value} for each unit; record["curves"] is {arm: {unit: {metric: [steps, values]}}}
         runs = [dict(zip(*unit[metric])) for unit in record["curves"].get(arm, {}).values() if metric in unit]
@@ -154,8 +154,8 @@ def draw_curve(axes, record: dict, metric: str, look: dict[str, Look]) -> None:
 
 
 def draw_against(axes, record: dict, x: str, y: str, look: dict[str, Look]) -> None:
-    """Draws a point for each arm, its mean of `y` against its mean of `x` with both intervals, and its seeds as small
-    dots. An arm without one of the means is left out. A logarithmic axis is linear below 1 if an arm has a 0."""
+    """Draws a point for each arm, its mean of measure `y` against that of `x` with both intervals, and its seeds as
+    small dots. An arm without a seed that has both is left out. A logarithmic axis is linear below 1 if one is 0."""
     from matplotlib.ticker import LogLocator  # optional
 
     drawn = []
@@ -182,7 +182,8 @@ def draw_arrows(axes, record: dict, names: list[str], look: dict[str, Look]) -> 
     from the means (x, y) to the means (x after, y after), whose intervals are drawn."""
     for arm, style in look.items():
         x0, x1, y0, y1 = (record["measures"][arm][name] for name in names)
-        if None not in (tail := (x0["mean"], y0["mean"])) + (head := (x1["mean"], y1["mean"])):
+        tail, head = (x0["mean"], y0["mean"]), (x1["mean"], y1["mean"])
+        if None not in tail + head:
             axes.annotate("", head, tail, arrowprops={"arrowstyle": "->", "color": style.color, "shrinkB": 4})
             draw_point(axes, *head, style, xerr=reach(x1), yerr=reach(y1))
             axes.plot(*tail, ".", color=style.color, ms=4)

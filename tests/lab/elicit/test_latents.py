@@ -151,7 +151,7 @@ def test_scores_are_careful_less_other_completions():
     assert scores[5] == -np.inf and (np.isfinite(scores) == active).all()
     np.testing.assert_allclose(scores[active], ((z[0] + 2 * z[1]) / 3 - (z[0] + 2 * z[2]) / 3)[active], rtol=1e-6,
                                atol=1e-9)
-    with pytest.raises(UserError, match="both kinds are needed"):
+    with pytest.raises(UserError, match="6 of 6 completions start in the careful style; some"):
         latents.score_latents(flags(), LOADED, problems, 6 * [think], read_positive)
 
 

@@ -124,7 +124,7 @@ def test_means_need_problems_that_are_opened_carefully_and_others(monkeypatch):
     np.testing.assert_allclose(vectors.means(flags(), LOADED, fit_problems(12)),
                                residuals[0, :4].mean(0) - residuals[0, 4:].mean(0))
     tokens[:] = think
-    with pytest.raises(UserError, match="opens 12 of 12 problems carefully"):
+    with pytest.raises(UserError, match="12 of 12 completions start in the careful style; some"):
         vectors.means(flags(), LOADED, fit_problems(12))
 
 

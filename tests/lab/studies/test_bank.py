@@ -240,7 +240,7 @@ def test_a_base_may_be_that_of_several_seeds(written, fake, tmp_path):
 
 
 @pytest.mark.parametrize("more, wrong", [
-    ("examples = [0]", "examples: write that of each of `seeds`, in their order, or crossed = true"),
+    ("examples = [0]", "examples: write a list with one number for each of `seeds`, in their order"),
     ('crossed = true\nsuccess = {measure = "end", above = 0.5}', "success: leave it out")])
 def test_a_design_that_cannot_be_is_refused(written, more, wrong):
     with pytest.raises(UserError, match=wrong):

@@ -59,7 +59,7 @@ def load(tmp_path, *given, head=HEAD):
     ({"difference": True, "below": .02, "base": 1.0}, "from -1 to 0, could fail it"),
     ({"measure": "gain", "below": .02, "base": 1.0}, "from -1 to 0, could fail it"),
     ({"measure": "gain", "below": 1}, "from -1 to 1, could fail it"),
-    ({"above": .1, "base": .5}, "base is the known value of what is taken away; leave it out"),
+    ({"above": .1, "base": .5}, "base is the known value that a difference subtracts; leave it out"),
     ({"arm": "plain", "difference": True, "above": .1}, "a difference is to the control: name another arm"),
     ({"most_above": 1}, "could meet it"), ({"above": .1, "easy": "yes"}, "easy is not as it should be; write true"),
     ({"above": .1, "known": [9]}, r"known: write words, or some of the study's seeds, as in known = \[0, 1\]"),
@@ -91,7 +91,7 @@ def test_one_rule_that_counts_gives_the_verdict(tmp_path):
     ('arms.bent.rl = ["--reward=random"]', "arms.bent = {}", "the arms plain and bent have the same commands"),
     ("control", "looks = [5, 10]\ncontrol", r"looks: write three rising numbers of seeds, as in looks = \[5, 10, 20\]"),
     ("control", 'success = {measure = "ned", above = 1}\ncontrol', "success: write success = {measure"),
-    ("control", "bases = [0, 1]\ncontrol", "bases: write that of each"),
+    ("control", "bases = [0, 1]\ncontrol", "bases: write a list with one number for each"),
     ('length = "{arm}{seed}/summary.json: length"', 'length = {range = [0, 1]}', "measure length: write {source ="),
     ('length = "{arm}{seed}/summary.json: length"', 'length = {source = "a: b", range = [1, 0]}', "measure length:")])
 def test_a_design_that_is_amiss_is_refused(tmp_path, old, new, message):

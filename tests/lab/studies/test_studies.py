@@ -273,8 +273,8 @@ def test_a_measure_may_be_a_sum_over_steps_or_a_number_of_the_arm(tmp_path):
     ("[commands]", 'shown = {rows = ["bent"]}\n[commands]', "shown: write shown = {arms ="),
     ("[commands]", 'table = ["ned"]\n[commands]', "table: 'ned' is none of the measures"),
     ("[figure]", '[figure]\ncontrols = ["plane"]', "controls: 'plane' is none of the arms: plain, bent"),
-    ('["-", "end", "start"]', '["-", "end", "strat"]', "measure gain: it is made of .*strat.*; write a word"),
-    ('["-", "end", "start"]', '["-", "end"]', "measure gain: .*write a word and that many other .*: - 2, / 2, log"),
+    ('["-", "end", "start"]', '["-", "end", "strat"]', "measure gain: it is made of .*strat.*; write an operation"),
+    ('["-", "end", "start"]', '["-", "end"]', "measure gain: .* as many other .*: - takes 2, / takes 2, log"),
     ('["-", "end", "start"]', '["+", "end", "start"]', "measure gain: it is made of"),
     ('["-", "end", "start"]', '["-", "gain", "start"]', "measure gain: it is made of"),
     ('["-", "end", "start"]', "[]", "measure gain: it is made of")])
