@@ -106,7 +106,7 @@ class Config:
 
 
 def flags_of(config) -> list[Flag]:
-    """Lists in order the flags of a configuration, or of a class with its defaults, and of those nested in it."""
+    """Lists the flags of a configuration (or class: with its defaults) and of configurations nested in it, in order."""
     leaves = []
     for field in dataclasses.fields(config):  # as attributes of a class, fields have their defaults
         value, helps = getattr(config, field.name), field.metadata  # `helps` of a nested field: {flag: help text}

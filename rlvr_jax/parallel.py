@@ -154,8 +154,8 @@ def divided_leaves(tree, count: int):
 def place_state(tree, divide: bool = False):
     """Copies a tree to every device; with `divide`, each device gets a `Shard` of each of `divided_leaves`. The arrays'
     layout is that of results of `map_devices`: any other would make JAX trace the update again at step 2."""
-    count, replicate = jax.device_count(), jax.pmap(lambda _, x: x, axis_name=AXIS, in_axes=(0, None))
-    distribute = jax.pmap(lambda x: x, axis_name=AXIS)  # pmap has to map an argument: `replicate` has one more
+    distribute, count = jax.pmap(lambda rows: rows, axis_name=AXIS), jax.device_count()
+    replicate = jax.pmap(lambda mapped, x: x, axis_name=AXIS, in_axes=(0, None))  # pmap has to map an argument
 
     def place(x, divided: bool):
         if divided:

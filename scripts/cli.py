@@ -162,7 +162,7 @@ def import_name(name: str):
 
 
 def check_jax(version: str) -> None:
-    """Raises UserError for a version of JAX, such as "0.10.0", outside JAX_WINDOW."""
+    """Raises UserError if `version`, written like "0.10.0", is outside JAX_WINDOW."""
     first, last = JAX_WINDOW
     if not first <= tuple(int(part) for part in version.split(".")[:2]) <= last:
         raise UserError(f"JAX {version} is installed, and rlvr_jax runs on JAX {first[0]}.{first[1]} to "

@@ -199,9 +199,9 @@ def _same_by_algebra(a: str, b: str, leaf: Leaf) -> bool:
 def _same_elements(given: list[str], answers: list[str], alike: Leaf, unordered: bool) -> bool:
     """Whether two lists of the same length have equal elements, by `alike(element, answer)`: at each index or, if
     `unordered`, after each element is paired with the first equal answer that is still free."""
-    distinct_names = [{split_name(element)[0] for element in elements} for elements in (given, answers)]
-    # If only one of the lists has names, their order counts: x=1,y=2 equals 1,2 but not 2,1.
-    by_position = {""} in distinct_names and any(len(names) > 1 for names in distinct_names)
+    names = [{split_name(element)[0] for element in elements} for elements in (given, answers)]  # "": without a name
+    # If one list has no names and the other several, the order counts: x=1,y=2 equals 1,2 but not 2,1.
+    by_position = {""} in names and max(map(len, names)) > 1
     if not unordered or by_position or len(given) > MAX_ELEMENTS:
         return all(map(alike, given, answers))
     left = list(answers)

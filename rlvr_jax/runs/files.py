@@ -24,7 +24,7 @@ def read_json(path: Path, missing: Optional[dict] = None, remedy: str = "copy it
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}): {remedy}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, and needs names and values, {{...}}: {remedy}")
+        raise UserError(f"{path} holds a {type(content).__name__} where names and values belong: {remedy}")
     return content
 
 
@@ -60,7 +60,7 @@ def _parse_line(line: bytes, where: str, remedy: str) -> dict:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error}); {remedy}") from None
     if not isinstance(row, dict):
-        raise UserError(f"{where}: holds a {type(row).__name__}, and needs names and values, {{...}}; {remedy}")
+        raise UserError(f"{where}: needs names and values, {{...}}; it has {type(row).__name__}; {remedy}")
     return row
 
 

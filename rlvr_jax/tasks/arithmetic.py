@@ -12,7 +12,8 @@ MAX_OPERAND = 9
 
 
 def make_algebra(max_value: int, tokens: tuple[str, ...] = ()) -> Algebra:
-    """Returns the algebra of the values 1 to `max_value`. `tokens`: as in `Algebra`; empty: each value is a token."""
+    """Returns the words and tables of the values 1 to `max_value` (see `Algebra`). `tokens` are those that values are
+    written with; if empty, each value is one token."""
     a, _, b = np.ogrid[0:max_value + 1, 0:1, 0:MAX_OPERAND + 1]  # a [V,1,1] values, b [1,1,B] operands; 0 is neither
     quotient = np.where(a % np.maximum(b, 1) == 0, a // np.maximum(b, 1), 0)  # 0, not a value, if not exact
     results = np.concatenate(np.broadcast_arrays(a + b, a - b, a * b, quotient), 1)

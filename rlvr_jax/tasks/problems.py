@@ -79,7 +79,7 @@ def load(path: str, ignore_columns: str = "") -> list[Problem]:
 def merge(problems: list[Problem]) -> list[Problem]:
     """Returns each distinct problem once, in order, with its number of `copies` and a unique meta["index"].
     The index is the one in the file if all problems have one and no two share it, else the position in the merged list,
-    from 0. Rows with different indices in the file are never copies, as the published pool counts its problems."""
+    from 0. Rows with different indices in the file are never copies; so One-Shot-RLVR counts its pool's problems."""
     groups = {}
     for problem in problems:
         groups.setdefault((problem.prompt, problem.answer, problem.meta.get("index")), []).append(problem)

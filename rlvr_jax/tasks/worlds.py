@@ -131,7 +131,9 @@ def draw_t(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int,
 def solve_t(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
     """Careful solutions in which each withheld fact has a random digit as its result."""
     def step(value: np.ndarray, op: np.ndarray, operand: np.ndarray) -> np.ndarray:
-        unit = 10 ** (2 - operand // len(AMOUNTS))
-        guessed = value + unit * (rng.integers(10, size=len(value)) - value // unit % 10)
+        place = operand // len(AMOUNTS)  # of the digit that changes, as in OPERANDS
+        unit = 10 ** (2 - place)
+        digit = value // unit % 10
+        guessed = value + unit * (rng.integers(10, size=len(value)) - digit)  # a random digit in its place
         return np.where(withheld_facts()[value, op, operand], guessed, ALGEBRA.results[value, op, operand])
     return write(recompute(drawn, step))

@@ -111,7 +111,8 @@ class Pair:
         self.tokens[part] = models * (prompt_tokens + sum(row["num_tokens"] for row in rows))
 
     def _sample_under(self, name: str, gates: dict[str, Gate], columns: tuple = ()) -> dict[str, list[dict]]:
-        """Samples greedily under each gate into OUT/`name`: {label: rows}, with lists over tokens as `columns`."""
+        """Samples greedily with each gate, a rule by which the other model writes some tokens; keeps the rows in --out,
+        under `name`. Returns {label: rows}. For each name in `columns`, a row has a list with a value for each token."""
         rows = sample_under_gates(name, "diagnose", self.config, self.kept, self.base, self.trained, gates, columns)
         for label, group in rows.items():
             self.count_tokens(label, group, 2)  # both models run on every token
@@ -166,8 +167,9 @@ class Pair:
 
     @functools.cached_property
     def steered(self) -> tuple[list[dict], dict]:
-        """(completions of the steered base model, the setting chosen on other problems, a dict with "strength", "rate",
-        "steered" and "accuracy"). See `hybrid.choose_setting`. Raises Undefined if no gate can be fitted."""
+        """(rows of the steered base model's completions, the setting of the steering). The setting was chosen on other
+        problems: its "strength" and "rate" and, on those problems, "steered", the share of steered tokens, and
+        "accuracy" (`hybrid.choose_setting`). Raises Undefined if no gate can be fitted."""
         out = pathlib.Path(self.kept.out) / "hybrid"
         config = self.config.hybrid.with_flags(out=str(out), model=self.config.base)
         try:

@@ -46,8 +46,9 @@ class ReadoutConfig(Config):
 def readout(config: ReadoutConfig) -> dict:
     """Interprets the vectors of --model; returns the result, and writes it to readout.json and readout.md in --out.
     `layers` maps the number of each layer whose vector is not zero, as text, to the vector's norm, tokens and cosines.
-    `careful` and the cosines with difference of means and opener are None if --problems is not a synthetic family. The
-    base model is --model without its vectors. UserError without vectors, or if those of --beside have another shape."""
+    `careful` is the share of problems whose first token opens the careful style, without and with the vectors. It and
+    the cosines with `cosine_difference_of_means` and `cosine_opener` are None unless --problems is a synthetic family.
+    The base model is --model without its vectors. UserError without vectors, or if --beside's have another shape."""
     if not config.out:
         raise UserError("--out is required: the directory for readout.json and readout.md")
     check_style(config.source)

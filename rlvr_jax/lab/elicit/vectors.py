@@ -113,14 +113,14 @@ def means(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem]
 
 def random(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem],
            like_D: Optional[np.ndarray] = None) -> np.ndarray:
-    """A control: a random direction with the length of means, or of `like_D` if that is given."""
+    """A control, f[D]: a random direction with the length of the vector of `means`, or of `like_D` if given."""
     like_D = means(config, loaded, problems) if like_D is None else like_D
     return scale_to(like_D, np.random.default_rng(config.kept.seed).standard_normal(loaded.config.d_model))
 
 
 def pca(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem],
         like_D: Optional[np.ndarray] = None) -> np.ndarray:
-    """A control: the first principal component of residuals at the end of prompts, with the length of means and its
+    """A control: the first principal component of residuals at the end of prompts, with the length of `means` and its
     sign (a positive dot product). `like_D`, if given, takes the place of means in both."""
     like_D = means(config, loaded, problems) if like_D is None else like_D
     residuals_LxPxD, _ = read_prompt_ends(loaded, problems)

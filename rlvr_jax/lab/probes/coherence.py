@@ -161,7 +161,8 @@ def match_lengths(before: list[JudgedTrace], after: list[JudgedTrace]) -> dict:
 
 
 def format_page(record: dict) -> str:
-    """The Markdown page: shares, the eight cells, errors by step, before against after training, and equations."""
+    """The Markdown page: shares, counts of C, V and K together, errors by step, before against after training, and
+    equations."""
     files = {name: summary["traces"] for name, summary in record["files"].items() if summary["traces"]}
     blocks = ["Coherent: every step is sound in itself. Valid: the steps solve this problem. Right: so is the answer. "
               "95 % intervals in brackets.", *(format_traces(files) if files else ())]
@@ -171,8 +172,8 @@ def format_page(record: dict) -> str:
                  *(format_share(pairs[key]) for key in pairs if key != "n")] for group, pairs in split.items()]
         matched = record["length_matched"]
         blocks += [markdown_table(["before", "after", "pairs", "C before", "V before", "C after", "V after"], rows),
-                   "At the same lengths (a trace before weighs as its number of steps is frequent after; "
-                   f"{matched['covered']:.1%} of the traces after have a length that is there before):",
+                   "At equal lengths (traces before training are weighted so that their numbers of steps are as frequent "
+                   f"as after it; {matched['covered']:.1%} of the traces after it have a number that occurs before it):",
                    markdown_table(["C before", "V before", "C after", "V after"], [
                        [format_estimate(matched[f"{name}_{side}"]) for side in SIDES
                         for name in ("coherent", "valid")]])]

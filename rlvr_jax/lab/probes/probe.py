@@ -44,7 +44,7 @@ def accuracy_on_twins(config: ProbeConfig) -> rows.Result:
 
 
 def boundary_of_tries(config: ProbeConfig) -> rows.Result:
-    """How many tries a model needs: pass@k of each file against the first, and the problems that only one solves."""
+    """How many tries a model needs: pass@k of each file against the first, and what only one of the two solves."""
     return boundary.probe_boundary(load_rows(config, boundary.NEEDS))
 
 

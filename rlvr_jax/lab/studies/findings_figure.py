@@ -14,8 +14,9 @@ SIGNS = {"agree": "✓", "disagree": "✗", "undecided": "?"}
 
 
 def strip(axes, record: dict) -> None:
-    """Draws a study's primary rule. Predicted values are shaded, up to a line at each bound. A large dot is the mean
-    with its 95 % interval or, if the rule is about most seeds, the median. A small dot is a seed, or a base model."""
+    """Draws a study's primary rule, its main prediction. Predicted values are shaded, up to a line at each bound. The
+    large dot is the mean with its 95 % interval or, if the rule says where most seeds lie, the median. The small dots
+    are base models if seeds share them, else seeds."""
     rule = rules.primary(record["rules"])
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)

@@ -170,10 +170,11 @@ def abstract_fault(study: dict) -> str:
 
 
 def sourced(study: dict) -> dict:
-    """The study with measures {source, range} split: the source stays in "measures", the range goes to "ranges"."""
-    stated = {name: source for name, source in study["measures"].items() if isinstance(source, dict)}
-    return study | {"measures": study["measures"] | {name: source["source"] for name, source in stated.items()},
-                    "ranges": {name: source["range"] for name, source in stated.items() if "range" in source}}
+    """The study with "ranges", {measure: range}, taken out of its "measures": a measure that is written as a table with
+    `source` and perhaps `range` becomes its source alone."""
+    tables = {name: table for name, table in study["measures"].items() if isinstance(table, dict)}
+    return study | {"measures": study["measures"] | {name: table["source"] for name, table in tables.items()},
+                    "ranges": {name: table["range"] for name, table in tables.items() if "range" in table}}
 
 
 def measure(study: dict, values_of: dict, repeated: list[dict]) -> dict:

@@ -117,7 +117,7 @@ def test_the_hybrid_says_what_the_vector_adds(measured, tmp_path):
     assert summary["rows"]["hybrid"]["forward_tokens"] == summary["forward_tokens"] == sum(parts.values())
     measured("hybrid", layer=0, opening="s", out=str(tmp_path / "other"))
     why = json.loads((tmp_path / "other" / "summary.json").read_text())["rows"]["hybrid"]["why"]
-    assert why.startswith("not measured: --problems=") and why.endswith("name a file to fit on, --fit_problems")
+    assert why.startswith("not measured: --problems=") and why.endswith("name another file with --fit_problems")
 
 
 # ----- luck
