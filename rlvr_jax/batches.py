@@ -41,12 +41,15 @@ def sort_by_length(batch: Batch, num_devices: int, num_micro: int) -> tuple[Batc
     return map_rows(batch, lambda x: x[order]), np.argsort(order)
 
 
-def shard_batch(batch: Batch, num_devices: int, num_micro: int) -> Batch:
-    """Reshapes a host batch to [devices, micro-batches, rows, ...]; a micro-batch has only the prompts of its rows."""
+def shard_batch(batch: Batch, num_devices: int, num_micro: int) -> tuple[Batch, np.ndarray]:
+    """Sorts a host batch by length and reshapes it to [devices, micro-batches, rows, ...]; a micro-batch has only the
+    prompts of its rows. Returns (sharded batch, positions i[B]), the positions as from `sort_by_length`."""
+    batch, positions = sort_by_length(batch, num_devices, num_micro)
     prompts, index = local_prompts(batch.prompts, batch.prompt_index, num_devices * num_micro)
     sharded = map_rows(batch.replace(prompt_index=index.ravel()), lambda x: np.asarray(x).reshape(
         num_devices, num_micro, -1, *x.shape[1:]))
-    return sharded.replace(prompts=jax.tree.map(lambda x: x.reshape(num_devices, num_micro, *x.shape[1:]), prompts))
+    prompts = jax.tree.map(lambda x: x.reshape(num_devices, num_micro, *x.shape[1:]), prompts)
+    return sharded.replace(prompts=prompts), positions
 
 
 def bucket_lengths(length: int) -> list[int]:

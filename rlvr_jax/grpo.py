@@ -138,8 +138,7 @@ def train(policy: Policy, problems: Problems, reward: Callable, config: GRPOConf
           programs: Optional[Programs] = None) -> LearnerState:
     """Trains the policy and returns the last state, on the devices (`parallel.fetch_state` copies a state to the host).
     `reward(rollouts, params, step, attempt) -> Scored` runs on the host; attempts count from 0 (`max_resamples`).
-    If given, `programs` replace those of `compile_programs`. Raises UserError for sizes that `check` refuses."""
-    check(config)
+    If given, `programs` replace those of `compile_programs`."""
     programs = programs or compile_programs(policy, config)
     with parallel.init_device(config.update.divide_state):
         state = callbacks.restore(initial_state(policy, config))
@@ -175,8 +174,9 @@ def check(config: GRPOConfig) -> int:
 
 
 def compile_programs(policy: Policy, config: GRPOConfig) -> Programs:
-    """Returns the three programs of a run, each compiled at its first call. `policy.params` is not used."""
-    optimizer = make_optimizer(config)
+    """Returns the three programs of a run, each compiled at its first call. Raises UserError where `check` does."""
+    check(config)
+    optimizer = learner.make_optimizer(config)
     decoding = Decoding(policy.eos_ids, config.sampling.max_new_tokens, config.sampling.num_slots,
                         by_layer=config.sample_by_layer, attend=ATTENTION[config.update.attention].cache)
     sample = sampler.make_sampler(policy.config, decoding)
@@ -185,14 +185,11 @@ def compile_programs(policy: Policy, config: GRPOConfig) -> Programs:
     return Programs(sample, lambda params, batch: statistics(params, batch)[0], update)
 
 
-def make_optimizer(config: GRPOConfig):
-    return learner.make_optimizer(config.optimizer, config.loop.num_steps * config.update.updates_per_batch)
-
-
 def initial_state(policy: Policy, config: GRPOConfig) -> LearnerState:
     """Returns the state before the first step, with the adapter to train, if any."""
     params = adapters.add(config.adapter, policy.params, config.loop.seed)
-    return learner.init_state(params, make_optimizer(config), config.keep_reference)
+    optimizer = learner.make_optimizer(config)
+    return learner.init_state(params, optimizer, config.keep_reference)
 
 
 def curriculum(config: GRPOConfig, problems: Problems, step: int) -> PromptBatch:

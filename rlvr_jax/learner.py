@@ -117,11 +117,13 @@ def learning_rates(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup]) if warmup else decay
 
 
-def make_optimizer(config: OptimizerConfig, num_updates: int) -> optax.GradientTransformation:
-    """Returns AdamW with the schedule `learning_rates`, on gradients clipped by their global norm."""
-    return optax.chain(clip_by_global_norm(config.max_grad_norm),
-                       optax.adamw(learning_rates(config, num_updates), config.adam_b1, config.adam_b2,
-                                   weight_decay=config.weight_decay, mu_dtype=config.first_moment_dtype))
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """Returns AdamW with the schedule `learning_rates`, on gradients clipped by their global norm. `config` is of a
+    whole run: it has the records `optimizer`, `update` and `loop`."""
+    settings, num_updates = config.optimizer, config.loop.num_steps * config.update.updates_per_batch
+    return optax.chain(clip_by_global_norm(settings.max_grad_norm),
+                       optax.adamw(learning_rates(settings, num_updates), settings.adam_b1, settings.adam_b2,
+                                   weight_decay=settings.weight_decay, mu_dtype=settings.first_moment_dtype))
 
 
 def init_state(params: model.Params, optimizer: optax.GradientTransformation, keep_reference: bool) -> LearnerState:
@@ -248,16 +250,16 @@ def map_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig
     """Returns `update(state, batch, step) -> (state, metrics)`, which runs all passes and minibatches of a host batch
     on all devices. Minibatches are a function of (seed, step, pass). The state is on the devices (`place_state`) and is
     donated. `metrics` is {"train/NAME": float}: means over the updates, or maxima for names that end in _max."""
-    mapped = parallel.map_devices(make_update(model_config, config, loss, optimizer, parallel.AXIS), donate_argnums=0)
+    device_update = make_update(model_config, config, loss, optimizer, parallel.AXIS)
+    mapped = parallel.map_devices(device_update, donate_argnums=0)
 
     def update(state: LearnerState, batch: Batch, step: int):
         devices, collected = parallel.device_count(), []
         steps = parallel.place_rows(np.full(devices, step, np.int32))  # the step's number, for each device
         for number in range(config.num_passes):  # number of the pass
             for part in batches.minibatches(batch, config.num_minibatches, (seed, step, number, MINIBATCH_ORDER)):
-                part, _ = batches.sort_by_length(part, devices, config.grad_accumulation)
-                rows = parallel.place_rows(batches.shard_batch(part, devices, config.grad_accumulation))
-                state, metrics = mapped(state, rows, steps)
+                sharded, _ = batches.shard_batch(part, devices, config.grad_accumulation)
+                state, metrics = mapped(state, parallel.place_rows(sharded), steps)
                 collected.append(parallel.fetch_state(metrics))
         reduce = {name: np.max if name.endswith("_max") else np.mean for name in collected[0]}
         return state, {f"train/{name}": float(fn([m[name] for m in collected])) for name, fn in reduce.items()}
@@ -267,11 +269,12 @@ def map_update(model_config: ModelConfig, config: UpdateConfig, loss: LossConfig
 def map_statistics(model_config: ModelConfig, config: UpdateConfig, count: int = 3) -> Callable:
     """Returns `statistics(params, batch)`, which runs on all devices for a host batch. It returns a tuple of the first
     `count` of log-probabilities, entropies and self-certainties, each numpy f32[B,T] in nats, in the batch's order."""
-    mapped = parallel.map_devices(make_statistics(model_config, config, count, parallel.AXIS))
+    device_statistics = make_statistics(model_config, config, count, parallel.AXIS)
+    mapped = parallel.map_devices(device_statistics)
     pieces = config.num_minibatches * config.grad_accumulation
 
     def statistics(params, batch: Batch) -> tuple[np.ndarray, ...]:
-        batch, positions = batches.sort_by_length(batch, parallel.device_count(), pieces)
-        rows = parallel.place_rows(batches.shard_batch(batch, parallel.device_count(), pieces))
-        return tuple(x.reshape(-1, x.shape[-1])[positions] for x in parallel.fetch_rows(mapped(params, rows)))
+        sharded, positions = batches.shard_batch(batch, parallel.device_count(), pieces)
+        values = parallel.fetch_rows(mapped(params, parallel.place_rows(sharded)))
+        return tuple(x.reshape(-1, x.shape[-1])[positions] for x in values)
     return statistics

@@ -6,22 +6,37 @@ import pathlib
 
 import jax
 import pytest
+from jax._src import compiler
+from jax._src.compiler import get_compile_options
 
-from fixtures import base, compiled, launch, paper_export, paper_run, parse, qwen2_folder, sampled, seen  # noqa: F401
+from fixtures import base, compiled, launch, paper_export, paper_run, parse, quick_options, qwen2_folder, sampled, seen  # noqa: F401
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 OPTIMISED = {"test_chips", "test_compiled_decoding", "test_weights", "test_parity", "test_sampler",
              "test_model"}  # as users run it
+SAME_ROUNDING = {"test_resets", "test_train"}  # a KL between two programs is exactly 0 with XLA's newer code generator
 
 DATA = pathlib.Path(os.environ.get("RLVR_DATA", pathlib.Path(__file__).parents[2] / "shared" / "data"))
+
+
+def with_quick_options(*args, **kwargs):
+    """What JAX passes to XLA, and `quick_options`, which JAX takes for one function or for a whole process only."""
+    options = get_compile_options(*args, **kwargs)
+    options.env_option_overrides = [*options.env_option_overrides, *quick_options().items()]
+    return options
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_to_compile(request):
     """Compiling takes most of the time of short runs, and nothing in them depends on the speed of what is compiled."""
-    jax.config.update("jax_disable_most_optimizations", request.module.__name__.split(".")[-1] not in OPTIMISED)
+    name = request.module.__name__.split(".")[-1]
+    jax.config.update("jax_disable_most_optimizations", name not in OPTIMISED)
+    with pytest.MonkeyPatch.context() as patch:
+        if name not in OPTIMISED | SAME_ROUNDING and quick_options():  # asked here, since it compiles a function itself
+            patch.setattr(compiler, "get_compile_options", with_quick_options)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

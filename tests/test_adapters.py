@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from rlvr_jax import adapters, grpo, learner, logprobs, model, parallel
+from rlvr_jax import adapters, learner, logprobs, model, parallel
 from rlvr_jax.adapters import AdapterConfig
 from rlvr_jax.errors import UserError
 
@@ -174,7 +174,7 @@ def test_leaves_are_their_start_and_the_projection_of_the_numbers():
     ({"trainable": "lora", "adapter_rank": 2}, 4 * 2 * (2 * 48 + 2 * 32 + 3 * 40))])
 def test_moments_are_kept_of_what_is_trained_alone(changes, trained):
     params = adapters.add(AdapterConfig(**changes), random_params(DEEP), 0)
-    state = learner.init_state(params, grpo.make_optimizer(UPDATE), keep_reference=False)
+    state = learner.init_state(params, learner.make_optimizer(UPDATE), keep_reference=False)
     assert count(adapters.split(params)[0]) == trained and count(state.opt_state) == 2 * trained + 2  # and two counts
 
 
@@ -185,7 +185,7 @@ def test_moments_are_kept_of_what_is_trained_alone(changes, trained):
                                             for kind in ("one layer", "first token", "few numbers"))])
 def test_an_update_moves_what_is_trained_and_no_bit_of_the_rest(kind):
     config, params = UPDATE.with_flags(weight_decay=0.1), adapted(kind)
-    optimizer = grpo.make_optimizer(config)
+    optimizer = learner.make_optimizer(config)
     state = learner.init_state(jax.tree.map(jnp.array, params), optimizer, keep_reference=False)
     update = learner.map_update(TINY, config.update, config.loss, optimizer, config.loop.seed)
     after = parallel.fetch_state(update(parallel.place_state(state), make_batch(), 1)[0].params)
@@ -202,7 +202,7 @@ def test_an_update_moves_what_is_trained_and_no_bit_of_the_rest(kind):
                                                    for kind in KINDS if kind != "few numbers")])
 def test_a_divided_state_is_updated_as_a_whole_one(kind):
     """Two updates; the second starts from the result of the first."""
-    params, batch, after, optimizer = adapted(kind), make_batch(), [], grpo.make_optimizer(UPDATE)
+    params, batch, after, optimizer = adapted(kind), make_batch(), [], learner.make_optimizer(UPDATE)
     update = learner.map_update(TINY, UPDATE.update, UPDATE.loss, optimizer, UPDATE.loop.seed)
     for divide in (False, True):
         fresh = learner.init_state(jax.tree.map(jnp.array, params), optimizer, keep_reference=True)

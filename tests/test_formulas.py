@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from rlvr_jax import batches, grpo, learner, parallel
+from rlvr_jax import batches, learner, parallel
 
 from fixtures import PROMPTS, TINY, UPDATE, fresh_state, full_logits, make_batch, tiny_params
 
@@ -41,7 +41,7 @@ def compiled(config):
 
 def updated(batch, config=WEIGHTED) -> tuple:
     """(parameters, metrics) after one step of descent."""
-    laid = jax.tree.map(lambda x: x[0], batches.shard_batch(batch, 1, 1))
+    laid = jax.tree.map(lambda x: x[0], batches.shard_batch(batch, 1, 1)[0])
     state, metrics = compiled(config)(learner.init_state(PARAMS, DESCENT, False), laid, jnp.int32(1))
     return state.params, metrics
 
@@ -118,7 +118,7 @@ def test_a_schedule_follows_the_warm_up_for_all_updates_of_a_run(schedule, num_m
     """--num_steps counts batches; each is learnt from in passes x minibatches updates."""
     config = UPDATE.with_flags(learning_rate=1.0, warmup_steps=4, schedule=schedule, final_lr_fraction=0.1,
                                num_steps=12, num_passes=2, num_minibatches=num_minibatches, adam_b1=0.0, adam_b2=0.0)
-    optimizer, params, updates = grpo.make_optimizer(config), jnp.zeros(1), 24 * num_minibatches
+    optimizer, params, updates = learner.make_optimizer(config), jnp.zeros(1), 24 * num_minibatches
     state, rates = optimizer.init(params), []
     for _ in range(updates + 1):  # with both decays at 0, AdamW moves by the learning rate itself
         change, state = optimizer.update(jnp.ones(1), state, params)

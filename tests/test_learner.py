@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlvr_jax import adapters, batches, grpo, learner, logprobs, parallel
+from rlvr_jax import adapters, batches, learner, logprobs, parallel
 from rlvr_jax.grpo import GRPOConfig
 
 from fixtures import TINY, UPDATE, assert_close, fresh_state, make_batch, random_params, tiny_params
@@ -19,12 +19,12 @@ PARAMS = tiny_params()
 
 
 def shard_for_one(batch):
-    return jax.tree.map(lambda x: x[0], batches.shard_batch(batch, 1, 1))
+    return jax.tree.map(lambda x: x[0], batches.shard_batch(batch, 1, 1)[0])
 
 
 @functools.cache
 def compiled(config):
-    return jax.jit(learner.make_update(TINY, config.update, config.loss, grpo.make_optimizer(config)))
+    return jax.jit(learner.make_update(TINY, config.update, config.loss, learner.make_optimizer(config)))
 
 
 def plain_update(batch, config=UPDATE):
@@ -35,7 +35,7 @@ def plain_update(batch, config=UPDATE):
 
 @functools.cache
 def mapped_update():
-    return learner.map_update(TINY, UPDATE.update, UPDATE.loss, grpo.make_optimizer(UPDATE), UPDATE.loop.seed)
+    return learner.map_update(TINY, UPDATE.update, UPDATE.loss, learner.make_optimizer(UPDATE), UPDATE.loop.seed)
 
 
 def test_two_devices_and_a_sharded_jit_give_the_same_step():
@@ -80,7 +80,7 @@ def test_padding_that_is_not_computed_changes_no_log_probability(groups):
     batch = make_batch(groups=groups, drawn={"eos_ids": (12,), "max_new_tokens": 80})
     config = UPDATE.with_flags(grad_accumulation=4)
     if groups == (0, 0, 0, 0):
-        pieces = batches.shard_batch(batches.sort_by_length(batch, 2, 4)[0], 2, 4).completion_mask.sum(-1)
+        pieces = batches.shard_batch(batch, 2, 4)[0].completion_mask.sum(-1)
         assert (pieces.max((0, 2))[:-1] <= pieces.min((0, 2))[1:]).all() and pieces.max((0, 2))[0] <= 20
     found = learner.map_statistics(TINY, config.update)(parallel.place_state(PARAMS), batch)
     wanted = jax.jit(logprobs.completion_logprobs, static_argnums=(1, 4))(
@@ -117,10 +117,10 @@ def test_dead_groups_and_a_kl_without_a_weight_give_exactly_no_gradient():
 def test_what_devices_exchange_in_a_divided_update_has_one_order():
     """Every exchange depends on the loops that gather weights, or they on it; else the order could differ by device."""
     config = UPDATE.with_flags(trainable="lora")
-    optimizer, params = grpo.make_optimizer(config), adapters.add(config.adapter, tiny_params(), 0)
+    optimizer, params = learner.make_optimizer(config), adapters.add(config.adapter, tiny_params(), 0)
     state = parallel.place_state(learner.init_state(params, optimizer, False), divide=True)
     update = learner.make_update(TINY, config.update, config.loss, optimizer, parallel.AXIS)
-    first = jax.tree.map(lambda x: x[0], (state, batches.shard_batch(make_batch(), 2, 1)))
+    first = jax.tree.map(lambda x: x[0], (state, batches.shard_batch(make_batch(), 2, 1)[0]))
     jaxpr = jax.make_jaxpr(update, axis_env=[(parallel.AXIS, 2)])(*first, 1).jaxpr
     exchanges = ("psum", "pmax", "all_gather", "reduce_scatter")
     found = [i for i, eqn in enumerate(jaxpr.eqns) if any(f"{name}[" in str(eqn) for name in exchanges)]
@@ -170,7 +170,7 @@ def test_tokens_that_float16_has_no_number_for_are_counted(dtype):
 def test_the_first_moment_may_have_16_bits_and_the_second_keeps_32():
     steps = {}
     for dtype in ("bfloat16", "float32"):
-        optimizer = grpo.make_optimizer(UPDATE.with_flags(first_moment_dtype=dtype))
+        optimizer = learner.make_optimizer(UPDATE.with_flags(first_moment_dtype=dtype))
         steps[dtype], state = jax.jit(optimizer.update)(PARAMS, optimizer.init(PARAMS), PARAMS)  # as their own gradient
         for name, wanted in (("mu", dtype), ("nu", "float32")):
             assert {x.dtype for x in jax.tree.leaves(optax.tree.get(state, name))} == {jnp.dtype(wanted)}
@@ -202,7 +202,7 @@ def sizes(jaxpr):
 def test_no_array_of_all_logits_exists_in_the_update():
     vocab = 5000
     shape, config = dataclasses.replace(TINY, vocab_size=vocab), UPDATE.with_flags(max_logits=4 * vocab)
-    batch, optimizer = make_batch(), grpo.make_optimizer(config)
+    batch, optimizer = make_batch(), learner.make_optimizer(config)
     state = jax.eval_shape(lambda: learner.init_state(random_params(shape), optimizer, False))
     update = learner.make_update(shape, config.update, config.loss, optimizer)
     jaxpr = jax.make_jaxpr(update)(state, shard_for_one(batch), jnp.int32(1))
@@ -217,7 +217,7 @@ def test_the_state_is_donated():
 
 
 def test_gradients_are_clipped_by_their_global_norm():
-    optimizer = grpo.make_optimizer(UPDATE.with_flags(max_grad_norm=0.5))
+    optimizer = learner.make_optimizer(UPDATE.with_flags(max_grad_norm=0.5))
     big, small = {"a": jnp.full(4, 100.0)}, {"a": jnp.full(4, 0.25)}
     changes = [optimizer.update(g, optimizer.init(g), g)[1] for g in (big, small)]
     moments = [optax.tree_utils.tree_get(state, "mu")["a"] for state in changes]
@@ -238,7 +238,7 @@ def test_the_largest_gap_of_a_step_is_that_of_all_its_minibatches(monkeypatch):
 def test_two_updates_are_those_of_adamw():
     """By the published formula (arXiv 1711.05101), with coefficients that are not the defaults."""
     rate, b1, b2, decay = 0.1, 0.8, 0.6, 0.3
-    optimizer = grpo.make_optimizer(GRPOConfig.from_flags(learning_rate=rate, adam_b1=b1, adam_b2=b2,
+    optimizer = learner.make_optimizer(GRPOConfig.from_flags(learning_rate=rate, adam_b1=b1, adam_b2=b2,
                                                           weight_decay=decay, max_grad_norm=1e9))
     x, m, v = np.array([1.0, -2.0]), 0, 0
     params, wanted = jnp.array(x, jnp.float32), x

@@ -169,7 +169,6 @@ def programs_of(config: CompileConfig, shape: ModelConfig, devices: list) -> dic
 
     rows, need_old = flags.num_prompts * flags.loss_group_size, flags.update.updates_per_batch > 1
     with parallel.compiling_for(devices):
-        grpo.check(flags)
         compiled = grpo.compile_programs(Policy(shape, None, (0,)), flags)
         programs = {"sampling": sampling(compiled.sample, config.num_problems, groups, flags.group_size)}
         if flags.measure_kl or need_old:

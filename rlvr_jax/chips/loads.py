@@ -49,8 +49,7 @@ def decoding(lengths_B: np.ndarray, slots: int, most: int, layout: model.Layout,
 
 def learning(batch: Batch, devices: int, micro_batches: int) -> Load:
     """Returns the Load of learning from a batch that is sorted, divided and truncated as in `learner`."""
-    ordered = batches.sort_by_length(batch, devices, micro_batches)[0]
-    sharded = batches.shard_batch(ordered, devices, micro_batches)
+    sharded, _ = batches.shard_batch(batch, devices, micro_batches)
     most = batch.completion_mask.shape[-1]
     buckets_M = batches.choose_buckets(sharded.completion_mask.swapaxes(0, 1).reshape(micro_batches, -1, most))
     return Load([], list(np.bincount(buckets_M, minlength=len(batches.bucket_lengths(most))) / micro_batches))

@@ -99,7 +99,7 @@ def train_supervised(callbacks: RunCallbacks, config, model_config: ModelConfig,
     FinetuneConfig. `make_params()` returns the initial parameters, and `columns(batch)` more metrics of a step, {name:
     value}. `callbacks` receive a step's row of metrics where GRPO's would receive a `grpo.Record`."""
     divide = config.update.divide_state
-    optimizer = learner.make_optimizer(config.optimizer, config.loop.num_steps * config.update.updates_per_batch)
+    optimizer = learner.make_optimizer(config)
     update = learner.map_update(model_config, config.update, learner.SUPERVISED, optimizer, config.loop.seed)
     data, update = callbacks.time_calls("data", data), callbacks.time_calls("update", update)
     with parallel.init_device(divide):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlvr_jax import grpo, learner, parallel
+from rlvr_jax import learner, parallel
 from rlvr_jax.learner import ResetConfig
 from rlvr_jax.runs.stopping import RESET, reset_due
 from rlvr_jax.training import driver, train
@@ -20,7 +20,7 @@ CONFIG = REWARD_RUN.with_flags(learning_rate=1e-2, num_steps=6, log_rollouts=0, 
 
 def state_of(config):
     params = {"layers": {"q": np.arange(3, dtype=np.float32)}, "embed": np.ones(2, np.float32)}
-    optimizer = grpo.make_optimizer(config)
+    optimizer = learner.make_optimizer(config)
     state = learner.init_state(params, optimizer, keep_reference=config.keep_reference)
     moved = jax.tree.map(lambda x: np.asarray(x) + 5, state.opt_state)
     return state.replace(opt_state=moved, params=jax.tree.map(lambda x: x + 1, params))
@@ -33,7 +33,7 @@ def test_a_reset_touches_what_it_names_and_never_the_policy(what):
     after = parallel.fetch_state(driver.map_reset(config.resets)(parallel.place_state(before)))
     np.testing.assert_equal(after.params, before.params)
     np.testing.assert_equal(after.ref_params, before.ref_params if what == "optimizer" else before.params)
-    fresh = jax.tree.map(np.asarray, grpo.make_optimizer(config).init(after.params))
+    fresh = jax.tree.map(np.asarray, learner.make_optimizer(config).init(after.params))
     np.testing.assert_equal(jax.tree.leaves(after.opt_state),
                             jax.tree.leaves(before.opt_state if what == "reference" else fresh))
 
