@@ -34,7 +34,7 @@ def quick_to_compile(request):
     name = request.module.__name__.split(".")[-1]
     jax.config.update("jax_disable_most_optimizations", name not in OPTIMISED)
     with pytest.MonkeyPatch.context() as patch:
-        if name not in OPTIMISED | SAME_ROUNDING and quick_options():  # asked here, since it compiles a function itself
+        if name not in OPTIMISED | SAME_ROUNDING and quick_options():  # called here: it compiles a function itself
             patch.setattr(compiler, "get_compile_options", with_quick_options)
         yield
 

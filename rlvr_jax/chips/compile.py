@@ -243,6 +243,13 @@ def remedies(config: CompileConfig, chip: published.Chip, shape: ModelConfig) ->
     return f"; could fit with {', or '.join(ways)}" if ways else ""
 
 
+def step_seconds(programs: dict, calls: dict[str, int], column: str) -> Optional[float]:
+    """Returns the least seconds of a training step that calls each program as often as `calls` says; None if a program
+    has no estimate. `column` is "best" (completions of full length) or "at_40" (of 40 % of it)."""
+    times = {which: programs[which].get(column) for which, count in calls.items() if count}
+    return sum(calls[which] * time for which, time in times.items()) if all(times.values()) else None
+
+
 def compile_for_chip(config: CompileConfig, name: str) -> dict:
     """Compiles a run's programs for the chip `name`. Returns the chip's record for --out: `compile_program`'s results
     under "programs", a step's least seconds (None: unknown), and more. With --fit, tries LoRA if nothing else fits."""
@@ -252,20 +259,19 @@ def compile_for_chip(config: CompileConfig, name: str) -> dict:
     slots = config.train.grpo.sampling.num_slots or MOST_SLOTS.get(name, 0)  # a run reads this off its device
     config = config.with_flags(num_slots=slots)
     config = fit_flags(config, name) if config.fit and start <= chip.usable else config
-    flags, programs = config.train.grpo, {"start": {"peak": start}}
+    flags, programs = config.train.grpo, {"start": {"peak": start}}  # memory while the state is created and copied
     with parallel.compiling_for(published.devices(chip)):
         micro_rows = grpo.check(flags)
     for which in programs_of(config, shape, published.devices(chip)):
         programs[which] = compile_program(config, name, which)
     calls = {"sampling": 1, "log-probabilities": flags.measure_kl + (flags.update.updates_per_batch > 1),
              "update": flags.update.updates_per_batch}
-    step, at_40 = (sum(count * (programs[which].get(column) or math.inf) for which, count in calls.items() if count)
-                   for column in ("best", "at_40"))
+    step, at_40 = (step_seconds(programs, calls, column) for column in ("best", "at_40"))
     peaks = {which: program["peak"] for which, program in programs.items()}  # None: the compiler failed, size unknown
     over = [f"{which}, {peak / 1e9:.1f} GB" if peak else f"{which}, which the compiler gives up"
             for which, peak in peaks.items() if (peak or math.inf) > chip.usable]
     largest = max(peak or 0 for peak in peaks.values())  # of known sizes: LoRA and `remedies` are about these
-    pace = f", at best {step:.3g} s a step, {at_40:.3g} at 40 % of the longest" if state >= here.CACHED else ""
+    pace = f", at best {step:.3g} s a step, {at_40:.3g} at 40 % of the longest" if step and state >= here.CACHED else ""
     verdict = (f"does not fit in {chip.usable / 1e9:.1f} GB: {'; '.join(over)}" if over else
                f"fits: {largest / 1e9:.2f} of {chip.usable / 1e9:.1f} GB{pace}")
     if largest > chip.usable and config.fit and flags.adapter.trainable == "all":
@@ -275,7 +281,7 @@ def compile_for_chip(config: CompileConfig, name: str) -> dict:
     return {"chip": name, "devices": chip.devices,
             "compiler": f"JAX {jax.__version__}, {chip.compiler} {importlib.metadata.version(chip.compiler)}",
             "usable": chip.usable, "state": state, "micro_rows": micro_rows, "programs": programs,
-            "step": step if step < math.inf else None, "step_at_40": at_40 if step < math.inf else None,
+            "step": step, "step_at_40": at_40,
             "flags": {key: flags.as_flags()[key] for key in ("divide_state", "grad_accumulation", "num_slots")},
             "verdict": verdict + (remedies(config, chip, shape) if largest > chip.usable else "")}
 

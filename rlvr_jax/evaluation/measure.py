@@ -199,5 +199,6 @@ def make_heldout(heldout: Heldout, loaded: LanguageModel, sample: Callable, trai
 
 
 def heldout_names(heldout: str, trained_on: str) -> str:
-    """Returns names of held-out sources, joined by commas: `heldout`, or all in `trained_on` but files, or "none"."""
+    """Returns the names of the sources to measure on, joined by commas: `heldout`; if that is empty, the sources in
+    `trained_on` from which unseen problems can be drawn (files cannot); if there are none, "none"."""
     return heldout or ",".join(filter(is_drawn, trained_on.split(","))) or "none"

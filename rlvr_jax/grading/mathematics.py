@@ -134,8 +134,9 @@ def split_unit(text: str) -> tuple[str, str]:
 
 
 def split_name(text: str) -> tuple[Optional[str], str]:
-    r"""Returns (name, value): ("V", "12.8") for V=12.8, ("x", "[1,2]") for x\in[1,2]. The name is "" if the left side
-    is missing or a number, and None if it is no name either. The value of a=b=c is c, and of 1/3\approx 0.33 is 1/3."""
+    r"""Returns (name, value): ("V", "12.8") for V=12.8, ("x", "[1,2]") for x\in[1,2]. The name is "" if there
+    is no left side, or if it is arithmetic without letters (2+3=5), and None if it is anything else that is no name
+    (2x+1=5). The value of a=b=c is c, and of 1/3\approx 0.33 is 1/3."""
     exact, _, approximate = text.partition(r"\approx")
     if approximate and _NAME.fullmatch(exact):
         return exact, approximate

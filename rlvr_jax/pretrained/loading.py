@@ -78,7 +78,8 @@ def load_fixed(choice: ModelChoice) -> LanguageModel:
 
 
 def pin_step(name: str) -> str:
-    """Returns `DIR@STEP` for `DIR` (newest step) or `DIR@best`: a name that stays with one checkpoint; else `name`."""
+    """Replaces a name that may mean another checkpoint later: `DIR` by `DIR@STEP` of its newest step, `DIR@best` by
+    that of its best step. Returns other names, and directories without checkpoints, unchanged."""
     directory, _, which = name.partition("@")
     steps = checkpoint.steps(directory) if directory and which in ("", "best") else []
     if not steps:

@@ -281,10 +281,10 @@ class Run:
                                 + (", ".join(sorted(row.keys() - {"step"})) or "no metric"))
 
     def due(self, step: int, every: int, row: Optional[dict] = None) -> bool:
-        """Whether an action that is due every `every` steps (0: never) and at the end is due after this step. The end
-        is the last step and, if `row` has the step's metrics so far, a step after which a stop rule ends the run."""
-        ends = bool(row and self.rules) and processes.max_over_processes(self._verdict(row) is not None) > 0
-        return ends or step == self.num_steps or (every > 0 and step % every == 0)
+        """Whether to act after this step, for an action that recurs every `every` steps (0: never) and at the end. The
+        end is the last step or, which is checked only if `row` has the step's metrics, one where a stop rule fires."""
+        stops = bool(row and self.rules) and processes.max_over_processes(self._verdict(row) is not None) > 0
+        return stops or step == self.num_steps or (every > 0 and step % every == 0)
 
     def save_due(self, step: int) -> bool:
         """Whether a checkpoint is due after this step, by its number or by the main process's clock."""

@@ -39,7 +39,8 @@ def draw_chains(algebra: Algebra, rng: np.random.Generator, count: int, num_ops:
 
 
 def solve(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
-    """The solutions of `chains.solve`, with a random confidence after each answer. Sloppy ones take `?` to be 0."""
+    """The solutions of `chains.solve`, with a random confidence after each answer. Sloppy solutions (a style of
+    `chains`) compute with `?` as if it were 0, its index."""
     solutions = chains.solve(ALGEBRA, rng, drawn, styles, config)
     weights = np.where((drawn.operands[:, -1] == HIDDEN)[:, None], BOAST[True], BOAST[False])
     cumulative = np.cumsum(weights, -1)

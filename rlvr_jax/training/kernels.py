@@ -81,8 +81,9 @@ def decode_triton(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: j
 
 
 def decode_mosaic(q_Bx1xHxE: jax.Array, prompt: tuple, cache: tuple, filled_B: jax.Array, interpret: bool = False):
-    """A kernel for TPUs, in blocks of at most 512 positions. Pallas's paged_attention cannot be used: it does not
-    return the sums and maxima that `join_prompt` needs. Arguments are those of `model.Context.attend`."""
+    """Attention of each row's newest token to the row's cache, for TPUs, in blocks of at most 512 positions. Pallas's
+    paged_attention cannot be used: it does not return the sums and maxima that `join_prompt` needs. Arguments are those
+    of `model.Context.attend`."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 

@@ -75,9 +75,11 @@ def share_of_gain(pair: Pair, rows: list[dict], more: dict, reverse: bool = Fals
 
 
 def measure_swap(pair: Pair, label: str, _) -> Estimate:
+    """One model writes the completions, with the other model's token wherever the gate of `label` says so. If the base
+    model writes: the share of the gain recovered. If the trained model writes (`reverse`): the share lost."""
     check_gain(*pair.solved)
-    rows = pair.swapped[label]
-    return share_of_gain(pair, rows, {"tokens_swapped": share_of_tokens(rows, "swapped")}, pair.gates[label].reverse)
+    rows, reverse = pair.swapped[label], pair.gates[label].reverse
+    return share_of_gain(pair, rows, {"tokens_swapped": share_of_tokens(rows, "swapped")}, reverse)
 
 
 def measure_hybrid(pair: Pair, *_) -> Estimate:

@@ -99,8 +99,8 @@ def opened_sample_fn(opening: tuple[int, ...]) -> Callable:
 def branched_sample_fn(num_paths: int) -> Callable:
     """Returns a `sample_fn` for `sampler.make_sampler`: the j-th of a prompt's `num_paths` completions begins with the
     j-th most likely first token. `Rollouts.noted` has "margin", f32[B,T], the result of `margins` at each token, and
-    "forward_tokens", i32[B], the number of tokens fed to the model for each completion. A prompt's first completion has
-    one more, which found the first tokens of all its completions."""
+    "forward_tokens", i32[B], the number of tokens fed to the model for each completion. The first completion of each
+    prompt counts one more: the prompt's last token, fed to rank the first tokens of all completions of this prompt."""
     note = sampler.Hooks(note=lambda logits, _: {"margin": margins(logits)})
 
     def sample_fn(params, config, prompts, rows, decoding):

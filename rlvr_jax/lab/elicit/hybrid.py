@@ -107,7 +107,7 @@ def sample_arms(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Be
     at the rate R, "hybrid" at the chosen rate, and the other arms are controls."""
     values = fitted.steering(chosen["strength"], chosen["rate"])
 
-    def with_direction(direction):  # `values` with another vector: `direction` is a function of `vectors.VECTORS`
+    def with_direction(direction):  # `values` with the vector of a control, as long as the fitted one
         vector_D = direction(config.steering, loaded, fitted.problems, fitted.vector_D)
         return values.replace(vector=np.asarray(chosen["strength"] * vector_D, np.float32))
 
@@ -123,7 +123,7 @@ def sample_arms(config: HybridConfig, loaded: LanguageModel, benchmarks: list[Be
 
 
 def format_table(summary: dict) -> str:
-    """The text of table.md: the chosen strength and rate, and a table with a row for each arm and each rate."""
+    """The text of table.md: the chosen strength and rate, and a table with a row for each arm, then for each rate."""
     flags, chosen, fitted = summary["flags"], summary["chosen"], summary["gate"]
     arms = summary["arms"] | {f"hybrid, rate {arm['rate']:g}": arm for arm in summary["curve"]}
     rows = [[name + (" (oracle)" if arm["oracle"] else ""), format_estimate(arm["accuracy"], arm["interval"]),

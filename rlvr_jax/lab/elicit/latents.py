@@ -30,7 +30,7 @@ from rlvr_jax.tasks.families import FAMILIES
 
 
 class LatentConfig(Config):
-    """The sparse autoencoder of the method sae, and which of its latents is added."""
+    """Settings of steering with a latent of a sparse autoencoder (--method=sae)."""
 
     latent: str = flag("contrast", "which latent sae adds", lambda: LATENTS)
     num_latents: int = flag(512, "number of latents of the autoencoder of sae", minimum=1)

@@ -36,11 +36,12 @@ class TrajectoryConfig(Config):
 def project_tensor(differences_NxK: np.ndarray, later_K: np.ndarray, times_N: list[float],
                    at: Optional[float] = None) -> tuple[np.ndarray, dict]:
     """Projects `later_K`, the change of one tensor in a later checkpoint, onto the first right singular vector of its
-    changes in the first N checkpoints, `differences_NxK`. Returns (new change f64[K], sums of squares). The new change
-    is the vector times the coefficient of `later_K`. If `at` is given, it is the vector times the value at `at` of a
-    line through the N coefficients over `times_N`, the steps or summed learning rates of the N checkpoints. The sums:
-    `all` of the N changes, `direction` of their coefficients; `later` of `later_K`, `later_direction` of its
-    coefficient; `spread` of the N coefficients about their mean, `off_line` about the line."""
+    changes in the first N checkpoints, `differences_NxK`. Returns (new change f64[K], dict of sums of squares). A
+    change's coefficient is its dot product with that vector. The new change is the vector times the coefficient of
+    `later_K` or, if `at` is given, times the value at `at` of a line fitted to the N coefficients over `times_N` (steps
+    or summed learning rates). The sums of squares are of: the N changes (`all`), their coefficients (`direction`),
+    `later_K` (`later`), its coefficient (`later_direction`), and the N coefficients' distances from their mean
+    (`spread`) and from the line (`off_line`)."""
     _, vectors_NxN = np.linalg.eigh(differences_NxK @ differences_NxK.T)  # M's left singular vectors, largest last
     direction_K = vectors_NxN[:, -1] @ differences_NxK
     direction_K /= np.linalg.norm(direction_K) or 1.0  # stays 0 for a tensor that did not change

@@ -153,14 +153,14 @@ def find_clean_source(clean: str, rows: list[dict]) -> Optional[str]:
 
 
 def summarise_benchmark(rows: list[dict]) -> dict:
-    """Summarises "n" rows, one for each problem: the shares "exact" and "correct" (among known answers) and the mean
-    "rouge_l", each with its "value" and 95 % "interval" over problems; and the share "too_short", a number."""
+    """Summarises rows, one for each problem: returns their number, "n"; the shares "exact" and "correct" (among known
+    answers) and the mean "rouge_l", each with "value" and 95 % "interval" over problems; and the share "too_short"."""
+    share = lambda values: estimate_share(values, range(len(values)))  # each value is of a problem of its own
     rouge_P = np.array([row["rouge_l"] for row in rows])
     right = [row["correct"] for row in rows if row["correct"] is not None]
-    return {"n": len(rows), "exact": estimate_share([row["exact"] for row in rows], range(len(rows))),
+    return {"n": len(rows), "exact": share([row["exact"] for row in rows]),
             "rouge_l": {"value": float(np.mean(rouge_P)), "interval": list(bootstrap(rouge_P))},
-            "correct": estimate_share(right, range(len(right))),
-            "too_short": float(np.mean([row["too_short"] for row in rows]))}
+            "correct": share(right), "too_short": float(np.mean([row["too_short"] for row in rows]))}
 
 
 def compare_with_control(rows: list[dict], control: list[dict], twin: str) -> dict:
@@ -200,9 +200,10 @@ Read the exact continuations, first in the items file."""
 
 
 def list_summaries(record: dict) -> list[tuple]:
-    """A tuple for each benchmark: (file, source or "source, kind of twins", fraction as "40%", its summary, a dict)."""
-    return [(name, source, f"{summary['fraction']:.0%}", summary) for name, sources in record["files"].items()
-            for source, fractions in sources.items() for summary in fractions.values()]
+    """Returns [(file, label, fraction, summary)], all that is in record["files"], {file: {label: {fraction: summary}}}.
+    A label is "source" or "source, kind of twins"; a fraction is text such as "40%"."""
+    return [(file, label, fraction, summary) for file, by_label in record["files"].items()
+            for label, by_fraction in by_label.items() for fraction, summary in by_fraction.items()]
 
 
 def format_page(record: dict) -> str:

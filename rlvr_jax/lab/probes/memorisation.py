@@ -89,7 +89,7 @@ def solve_chain(algebra: chains.Algebra, chain: Chain) -> Optional[list[int]]:
 
 def parse_chain(question: str) -> tuple[str, Chain]:
     """Returns (family, chain) for a question such as `coins 7 + 5 * 2 =`. Raises UserError for any other question."""
-    words = question.split()
+    words = question.split()  # topic, start, then an operator and an operand for each operation, "="
     for family, algebra in ALGEBRAS.items():
         try:
             start, *operands = (algebra.values.index(word) + algebra.lowest for word in words[1:-1:2])
@@ -97,9 +97,9 @@ def parse_chain(question: str) -> tuple[str, Chain]:
                           tuple(operands))
         except (ValueError, IndexError):
             continue
-        is_whole = words[-1] == "=" and len(words) == 2 * len(chain.ops) + 3  # each operation has two words
-        if (is_whole and operands and max(operands) < algebra.results.shape[-1]
-                and solve_chain(algebra, chain) is not None):
+        is_whole = words[-1] == "=" and len(words) == 3 + 2 * len(chain.ops)
+        num_operands = algebra.results.shape[-1]  # results[value, op, operand]: operands are numbers below this
+        if is_whole and operands and max(operands) < num_operands and solve_chain(algebra, chain) is not None:
             return family, chain
     raise UserError(f"--probe=memory makes twins of chains of {', '.join(ALGEBRAS)}, such as coins 7 + 5 * 2 =; "
                     f"{question[:80]!r} is no such chain, or has no solution")

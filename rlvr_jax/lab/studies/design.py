@@ -27,7 +27,7 @@ def shape_fault(study: dict) -> str:
     for key in ("bases", "examples"):
         if not study.get("crossed") and len(study.get(key, study["seeds"])) != len(study["seeds"]):
             return f"{key}: write a list with one number for each of `seeds`, in their order, or crossed = true"
-    if strays := unmade(study["measures"]):
+    if strays := uncomputable(study["measures"]):
         takes = ", ".join(f"{operation} takes {count}" for operation, count in sources.PARTS.items())
         return (f"measure {strays[0]}: it is made of {study['measures'][strays[0]]}; write an operation and as many "
                 f"other measures of this study as it takes, none of them made of {strays[0]}: {takes}")
@@ -49,9 +49,9 @@ def shape_fault(study: dict) -> str:
     return ""
 
 
-def unmade(measures: dict) -> list[str]:
-    """The names of those measures [operation, other measures ...] that cannot be computed: the operation is unknown, or
-    the other measures are too few, too many, missing or circular."""
+def uncomputable(measures: dict) -> list[str]:
+    """Names of measures that cannot be computed, among those written as a list [operation, measure, measure ...]: the
+    operation is unknown or gets too few or too many, or a measure is missing, circular or cannot be computed either."""
     left = {name: source or [""] for name, source in measures.items() if isinstance(source, list)}  # [""]: for []
     while computable := [name for name, (word, *others) in left.items() if len(others) == sources.PARTS.get(str(word))
                          and all(str(other) in measures and other not in left for other in others)]:

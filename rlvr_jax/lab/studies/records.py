@@ -115,7 +115,7 @@ def first_sentence(text: str) -> str:
 
 
 def seeds(record: dict) -> str:
-    """The number of seeds in words, "10 seeds"; "3 base models" if the seeds share that many base models."""
+    """The sample size as text: "10 seeds", or "3 base models" if these are fewer: several seeds can share one."""
     number, bases = len(record["seeds"]), len({unit["base"] for unit in record.get("units", ())})
     return f"{bases} base models" if 0 < bases < number else f"{number} seed{'s' * (number > 1)}"
 
@@ -178,12 +178,17 @@ def spread(record: dict) -> str:
 
 
 def changed(record: dict) -> str:
-    """HTML of the problems that became right or wrong with an arm, each with the control's completion and the arm's."""
-    table_row = lambda *texts: "<tr>" + "".join(f'<td valign="top">{text}</td>' for text in texts) + "</tr>"
-    as_html = lambda text: html.escape(text).replace("\\", "&#92;").replace("$", "&#36;").replace("\n", "<br>")
-    return "\n\n".join(f"{what}: problem {pair['problem']} of {pair['benchmark']}, answer {pair['answer']}.\n\n<table>"
-                       + table_row(*map(as_html, pair["arms"])) + table_row(*map(as_html, pair["completions"]))
-                       + "</table>" for what, pair in record.get("changed", {}).items())
+    """HTML of problems that became right or wrong with an arm, each with the control's completion and the arm's.
+    record["changed"] is {caption: {"problem", "benchmark", "answer", "arms", "completions"}}, the last two in pairs."""
+    def table_row(texts: list[str]) -> str:  # Markdown would read backslashes and dollars, even inside HTML
+        cells = (html.escape(text).replace("\\", "&#92;").replace("$", "&#36;").replace("\n", "<br>") for text in texts)
+        return "<tr>" + "".join(f'<td valign="top">{cell}</td>' for cell in cells) + "</tr>"
+
+    paragraphs = []
+    for caption, example in record.get("changed", {}).items():
+        heading = f"{caption}: problem {example['problem']} of {example['benchmark']}, answer {example['answer']}."
+        paragraphs += [heading, f"<table>{table_row(example['arms'])}{table_row(example['completions'])}</table>"]
+    return "\n\n".join(paragraphs)
 
 
 def section(record: dict, joins: bool) -> list[str]:
