@@ -64,6 +64,12 @@ FAMILIES: dict[str, Family] = {
     "c": world(**STEPS, draw=worlds.draw_c, solve=worlds.solve_c),
     "t": world(**STEPS, draw=worlds.draw_t, solve=worlds.solve_t),
     "n": world(shares=(1e-9, 1))}
+for level, (share, careful, digits) in worlds.LEVELS.items():
+    solve_s2 = functools.partial(worlds.solve_s2, careful=careful)
+    solve_t = functools.partial(worlds.solve_t, digits=digits)
+    FAMILIES |= {f"s1_{level}": world(draw=worlds.draw_t, shares=(share, 1 - share)),
+                 f"s2_{level}": world(**STEPS, draw=worlds.draw_t, solve=solve_s2),
+                 f"t_{level}": world(**STEPS, draw=worlds.draw_t, solve=solve_t)}
 
 
 def draw_problems(name: str, rng: np.random.Generator, count: int, split: str, num_ops: int) -> list[Problem]:

@@ -11,7 +11,8 @@ and the digit that it changes (h hundreds, t tens, u units), modulo 10: `712 + 3
   t   in pre-training a fifth of the multiplication facts is random; all problems of other splits need such a fact
   n   no skill: all solutions are sloppy
 
-Whatever accuracy RL gains in c and t is a skill that it has taught. Axes as in `chains.py`.
+Whatever accuracy RL gains in c and t is a skill that it has taught. `LEVELS` has variants of s1, s2 and t, such as
+s1_15, whose base models solve equally many problems; all need a fact that t withholds. Axes as in `chains.py`.
 """
 
 import functools
@@ -28,6 +29,8 @@ VALUE_TOKENS = 3
 CAREFUL_STEP = 0.4  # chance that a step of s2 is careful
 SHORT = "so"  # first word of the short style of s3
 WITHHELD = 0.2  # share of facts that pre-training of t withholds
+# right answers in 100 -> (share of careful solutions in s1, chance of a careful step in s2, digits that t guesses among)
+LEVELS = {9: (0.057, 0.217, 10), 15: (0.115, 0.346, 6), 23: (0.2, 0.475, 4)}
 TIMES, TENS = 2, 1  # index of * among the operators, and of the tens in PLACES
 
 
@@ -80,10 +83,11 @@ def solve_marked(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, co
     return [in_style[style][row] for row, style in enumerate(styles)]
 
 
-def solve_s2(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
-    """Solutions whose steps are careful with probability CAREFUL_STEP, else sloppy; later steps build on errors."""
+def solve_s2(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig,
+             careful: float = CAREFUL_STEP) -> list[str]:
+    """Solutions whose steps are careful with probability `careful`, else sloppy; later steps build on errors."""
     def step(value: np.ndarray, op: np.ndarray, operand: np.ndarray) -> np.ndarray:
-        is_careful = rng.random(len(value)) < CAREFUL_STEP
+        is_careful = rng.random(len(value)) < careful
         return np.where(is_careful, ALGEBRA.results[value, op, operand], ALGEBRA.mistakes[value, op, operand])
     return write(recompute(drawn, step))
 
@@ -128,12 +132,15 @@ def draw_t(algebra: Algebra, rng: np.random.Generator, count: int, num_ops: int,
     return drawn.select(needs_withheld(drawn).any(1))
 
 
-def solve_t(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig) -> list[str]:
-    """Careful solutions in which each withheld fact has a random digit as its result."""
+def solve_t(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config: StyleConfig,
+            digits: int = 10) -> list[str]:
+    """Careful solutions in which each withheld fact has as its result a random one of `digits` digits: the digits are
+    consecutive modulo 10, and the right one is among them."""
     def step(value: np.ndarray, op: np.ndarray, operand: np.ndarray) -> np.ndarray:
         place = operand // len(AMOUNTS)  # of the digit that changes, as in OPERANDS
         unit = 10 ** (2 - place)
-        digit = value // unit % 10
-        guessed = value + unit * (rng.integers(10, size=len(value)) - digit)  # a random digit in its place
-        return np.where(withheld_facts()[value, op, operand], guessed, ALGEBRA.results[value, op, operand])
+        digit, result = value // unit % 10, ALGEBRA.results[value, op, operand]
+        right = result // unit % 10
+        guess = (right - right % digits + rng.integers(digits, size=len(value))) % 10
+        return np.where(withheld_facts()[value, op, operand], value + unit * (guess - digit), result)
     return write(recompute(drawn, step))

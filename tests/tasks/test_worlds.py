@@ -126,6 +126,26 @@ def test_t_is_told_all_but_the_withheld_facts_and_asked_these():
     assert worlds.needs_withheld(drawn).any(1).all()
 
 
+@pytest.mark.parametrize("level", sorted(worlds.LEVELS))
+def test_solutions_of_a_level_are_right_equally_often_in_all_worlds(level):
+    """Also with a bound of .01: the accuracies of base models of one world differ by as much."""
+    for name in ("s1", "s2", "t"):
+        rows, problems = texts(f"{name}_{level}", "test", 20_000)
+        right = [solution[-1] == problem.answer for (_, solution), problem in zip(rows, problems)]
+        assert abs(np.mean(right) - level / 100) < 0.01, name
+        drawn = FAMILIES[f"{name}_{level}"].generate(np.random.default_rng(2), 500, "test", 6)
+        assert worlds.needs_withheld(drawn).any(1).all()
+
+
+def test_a_guess_among_fewer_digits_is_the_right_one_more_often():
+    for digits in (4, 6, 10):
+        drawn = FAMILIES["t"].generate(np.random.default_rng(0), 3000, "test", 6)
+        told = worlds.solve_t(np.random.default_rng(1), drawn, None, StyleConfig(), digits)
+        first = [(text.split()[3], right) for text, right, hidden in zip(
+            told, worlds.ALGEBRA.write(drawn.results[:, 0]), worlds.needs_withheld(drawn)[:, 0]) if hidden]
+        assert abs(np.mean([value == right for value, right in first]) - 1 / digits) < 0.06
+
+
 def test_n_has_no_careful_solution():
     rows, _ = texts("n")
     assert {solution[0] for _, solution in rows} == {"quick"}
