@@ -66,8 +66,8 @@ ADAPTERS: dict[str, Callable] = {"lora": lora, "vector": vector, "first_vector":
 
 
 def add(config: AdapterConfig, params: dict, seed: int) -> dict:
-    """Returns parameters with a new adapter of --trainable ("all": none), drawn with `seed`, which does not change the
-    output yet. An earlier adapter is merged; frozen weights become params_dtype. UserError if flags do not fit."""
+    """Merges an earlier adapter and adds the one of --trainable ("all": none). Its initial values depend on `seed` and do
+    not change the model's output. Frozen weights are cast to params_dtype. UserError if flags do not suit the model."""
     params = merge(params)
     if config.trainable == "all":
         unused = [name for name, value in vars(config).items() if value != getattr(AdapterConfig(), name)]

@@ -176,8 +176,9 @@ def fetch_state(tree):
 
 def size(tree) -> int:
     """Returns how many numbers one copy of a placed tree has."""
+    # A Shard has the pieces of all devices of this process; the first axis of another leaf, a copy for each device.
     count = lambda x: x.piece.size * process_count() if _is_shard(x) else math.prod(x.shape[1:])
-    return sum(jax.tree.leaves(_map_with_shards(count, tree)))  # piece: this process's part; x: a copy for each device
+    return sum(jax.tree.leaves(_map_with_shards(count, tree)))
 
 
 def place_rows(tree):

@@ -220,7 +220,8 @@ def find_prompts(rows: Rows, rows_N: jax.Array) -> jax.Array:
 
 
 def sample_tokens(call: Call, slots: Slots) -> tuple[model.KVCache, Any, dict]:
-    """Feeds each slot its input and samples a next token. Returns (cache, carry, values) as in `Slots`; values [N]."""
+    """Feeds each slot its input and samples its next token. Returns the new cache, the new carry, and a dict like
+    `Slots.values`, but with arrays [N]: one value for each slot."""
     rows, hooks, num_rows = call.rows, call.hooks, len(call.rows.keys)
     rows_N = jnp.minimum(slots.rows, num_rows - 1)
     edit = hooks.edit_at(rows_N, slots.steps) if hooks.edit_at else hooks.edit_residual

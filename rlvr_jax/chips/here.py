@@ -43,12 +43,14 @@ def devices() -> tuple[str, int]:
 
 
 def chip_name(kind: str, count: int) -> str:
-    """Returns the name of `count` devices of the `device_kind` `kind`; "" for an unknown kind. If CHIPS has no row for
-    so many, GPUs are named like a single one, and TPUs get a name that CHIPS lacks, such as "v5e-4"."""
+    """Returns the name in CHIPS, by KINDS or else SIMILAR, of `count` devices whose `device_kind` is `kind`; "" for an
+    unknown kind. If CHIPS has no entry for this count, the result for GPUs is the name of one GPU, and for TPUs a name
+    that is not in CHIPS, such as "v5e-4"."""
     similar = {} if re.search("Laptop|MIG", kind) else SIMILAR
-    name = KINDS.get(kind) or next((chip for words, chip in similar.items() if re.search(rf"\b{words}\b", kind)), "")
+    matches = (chip for words, chip in similar.items() if re.search(rf"\b{words}\b", kind))
+    name = KINDS.get(kind) or next(matches, "")
     with_number = f"{name}-{count * 2 if name in ('v4', 'v5p') else count}"
-    return with_number if name.startswith("v") or with_number in CHIPS else name
+    return with_number if name.startswith("v") or with_number in CHIPS else name  # "v": the name of a TPU
 
 
 def describe_machine(flagfile_alone: bool = False, record: pathlib.Path = RECORD) -> str:

@@ -69,7 +69,7 @@ def own_steps(pool: list[Problem]) -> list[list[Optional[str]]]:
 
 
 def steps_after_first(pool: list[Problem]) -> list[list[Optional[str]]]:
-    """The step of the problem's own solution, but no item for the first step (in families, the opening word)."""
+    """Like `own_steps`, but None in place of the first step (in families, the opening word), which makes no item."""
     return [[None, *steps[1:]] for steps in own_steps(pool)]
 
 

@@ -149,10 +149,11 @@ def select_problems(config: TrainConfig, loaded: LanguageModel, programs: Progra
 
 def make_heldout(config: TrainConfig, loaded: LanguageModel, programs: Programs, problems: list[Problem],
                  run: Run) -> Callable:
-    """Returns `evaluate(params, step) -> {"eval/NAME": value}` for the run's held-out problems
-    (`measure.make_heldout`). Answers are found by --answer_format (auto: as in the problem's family, else lenient) and
-    compared as mathematics or by the problem's own verifier, whatever --grader says."""
-    trained_on = "question" if config.pool.question else config.source.problems  # a --question has no held-out split
+    """Returns `evaluate(params, step) -> {"eval/NAME": value}` for held-out problems, whose prompts are not in
+    `problems` (`measure.make_heldout`). Answers are found by --answer_format (auto: as in the problem's family, else
+    lenient) and compared as mathematics or by the problem's own verifier, whatever --grader says."""
+    # "question" names no source to draw from: with --question, nothing is measured unless --heldout names a source
+    trained_on = "question" if config.pool.question else config.source.problems
     source = ProblemSource(measure.heldout_names(config.heldout, trained_on), config.source.prompt)
     heldout = measure.Heldout(source, config.measured, config.grading.answer_format, config.grpo.loop.seed,
                               config.grpo.sampling.max_new_tokens)

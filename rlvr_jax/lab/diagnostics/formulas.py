@@ -14,9 +14,10 @@ LUCK = 0.5  # the largest share of problems that guessing may solve where pass@k
 
 
 def guess_rates(answers_PxN: Sequence[Sequence[str]], right_PxN: np.ndarray, truths_P: Sequence[str]) -> np.ndarray:
-    """f64[P], the guess rate of each problem: the share of the completions of all *other* problems whose answer would
-    be right for this one; 0 for a single problem. Its right answers are its reference, in `truths_P`, and its answers
-    that `right_PxN` grades right, but never "", no answer. They are compared as text, so normalise answers first."""
+    """Returns f64[P], the guess rate of each problem p: of all completions of *other* problems, the share whose answer
+    would be right for p; 0 if p is the only problem. An answer is right for p if it equals the reference of p, in
+    `truths_P`, or an answer to p that `right_PxN` marks as right. An empty answer never is. Answers are compared as
+    text, so normalise them first."""
     counts = [collections.Counter(answers) for answers in answers_PxN]  # of each problem: how often it has each answer
     every = sum(counts, collections.Counter())
     num_others = every.total() - len(answers_PxN[0])
@@ -64,15 +65,15 @@ def numbers_at(target: float, sizes_K: np.ndarray, accuracies_K: np.ndarray) -> 
 
 
 def tokens_to_half(run: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
-    """Returns f64[1+R] for `run` and for `other`: its training tokens when an evaluation first reached the target, or
-    NaN. The target is the accuracy halfway between the first and the last evaluation of `run`. Entry 0 is for all
-    problems, each further entry for a bootstrap resample. A run is (f64[E], the tokens trained on before each
-    evaluation; f64[E,P], 1 for each problem solved, else 0)."""
+    """Returns two arrays f64[1+R], for `run` and for `other`: the tokens trained on before the first evaluation whose
+    accuracy reaches the target; NaN if none does. The target is halfway between the accuracies of the first and the
+    last evaluation of `run`. Entry 0 is for all problems, each further entry for a bootstrap resample of them. A run is
+    (f64[E], the tokens trained on before each evaluation; f64[E,P], 1 for each problem solved, else 0)."""
     def curve(right_ExP):  # accuracies f64[E,1+R]
         count = right_ExP.shape[1]
-        resamples_RxP = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
-        return np.stack([row_P[np.vstack([np.arange(count), resamples_RxP])].mean(-1) for row_P in right_ExP])
+        samples = np.vstack([np.arange(count), np.random.default_rng(0).integers(0, count, (RESAMPLES, count))])
+        return np.stack([right_P[samples].mean(-1) for right_P in right_ExP])
     curves = [curve(right_ExP) for _, right_ExP in (run, other)]
-    targets = curves[0][[0, -1]].mean(0)  # f64[1+R]
+    targets = (curves[0][0] + curves[0][-1]) / 2  # f64[1+R]
     hits = [accuracies >= targets - 1e-9 for accuracies in curves]  # bool[E,1+R] each; argmax(0): the first True
     return [np.where(hit.any(0), tokens_E[hit.argmax(0)], np.nan) for hit, (tokens_E, _) in zip(hits, (run, other))]

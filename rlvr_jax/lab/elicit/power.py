@@ -26,10 +26,10 @@ class PowerConfig(Config):
 
 
 def log_acceptance(alpha: float, old: tuple, new: tuple) -> jax.Array:
-    """f32[B]: log-probability of accepting a move from completion `old` to `new`, at most 0. Each is a triple of [B]:
-    log-probability of the tokens sampled again, under the model; the same under the proposal; the completion's length.
-    The first of these tokens is drawn uniformly over the completion, so a move between two lengths and its reverse
-    differ in probability: hence the terms in the lengths. The released code cuts both to one length and has none."""
+    """f32[B]: log-probability of accepting a move from completion `old` to `new`, at most 0. Both are triples of [B]:
+    log-probability of the resampled tokens under the model, the same under the proposal, and the completion's length.
+    The position from which a move resamples is uniform over the completion, so each has probability 1/length: hence
+    the terms in the lengths. The paper's released code cuts both completions to one length and has no such terms."""
     (logp, logq, length), (logp_new, logq_new, length_new) = old, new
     return jnp.minimum(0.0, alpha * (logp_new - logp) + logq - logq_new + jnp.log(length) - jnp.log(length_new))
 

@@ -95,16 +95,16 @@ def steered_sample_fn(where: str, layer: int) -> Callable:
 
 def run_beside(params: model.Params, config: model.ModelConfig, prompts: Prompts, rows: sampler.Rows,
                decoding: sampler.Decoding) -> tuple[Callable, model.KVCache]:
-    """Returns (feed, initial cache) of a second model that runs on the same text, for use in `sampler.Hooks.propose`.
-    `feed(draw, cache, edit_residual)` runs this model on the slots' inputs, edited by the hook `edit_residual` if that
-    is given, and returns (its logits of the next tokens f32[N,V], its updated cache)."""
-    context, count = model.unroll_layers(params, model.prefill(params, config, prompts)), len(rows.keys)
+    """Returns (feed, initial cache) for `sampler.Hooks.propose` to run a second model on the text that is sampled.
+    `feed(draw, cache, edit_residual)` feeds this model `draw.inputs`, the inputs that gave the sampler's logits. The
+    hook `edit_residual`, if given, edits this model's residual. Returns (its logits f32[N,V], its updated cache)."""
+    context = model.unroll_layers(params, model.prefill(params, config, prompts))
+    num_slots = min(decoding.num_slots or len(rows.keys), len(rows.keys))  # as in `sampler.decode`
 
     def feed(draw: sampler.Draw, cache: model.KVCache, edit_residual: Optional[model.EditResidual] = None):
-        own_prompts = context._replace(prompt_index=rows.prompt_index[draw.rows])  # keys and values of this model
-        return model.decode_step(params, config, own_prompts, draw.inputs, cache, edit_residual)
-    return feed, model.init_cache(config, min(decoding.num_slots or count, count), decoding.max_new_tokens,
-                                  decoding.layout)
+        slot_context = context._replace(prompt_index=rows.prompt_index[draw.rows])  # the prompt of each slot
+        return model.decode_step(params, config, slot_context, draw.inputs, cache, edit_residual)
+    return feed, model.init_cache(config, num_slots, decoding.max_new_tokens, decoding.layout)
 
 
 def trained_gate_sample_fn(layer: int) -> Callable:

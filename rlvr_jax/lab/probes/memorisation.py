@@ -157,16 +157,16 @@ def trained_question(example: str, model: str) -> str:
 
 
 def probe_memorisation(rows_by_file: dict[str, list[dict]]) -> Result:
-    """Computes the accuracy of each file, given as {name: rows}, on each benchmark of ORDER that it has: over all
-    problems, and over the problems outside pre-training's split."""
+    """Computes the accuracy of each file's completions, for each benchmark of ORDER that the file has: over all
+    problems, and over those outside pre-training's split. `rows_by_file` is {name of a file: its rows}."""
     record: dict[str, dict] = {"files": {}}
     for name, rows in rows_by_file.items():
         by_kind = group_rows(rows, operator.itemgetter("benchmark"))
         record["files"][name] = {kind: summarise_kind(by_kind[kind]) for kind in ORDER if kind in by_kind}
     kinds = [kind for kind in ORDER if any(kind in by_kind for by_kind in record["files"].values())]
-    return Result(record, format_page(record, kinds), lambda sheet: draw_figure(record, kinds, sheet),
-                  make_items(rows_by_file, (*COLUMNS, "correct", "split")),
-                  {"correct": "right", "benchmark": "what differs", "split": "split"})
+    return Result(record, format_page(record, kinds), draw=lambda sheet: draw_figure(record, kinds, sheet),
+                  items=make_items(rows_by_file, (*COLUMNS, "correct", "split")),
+                  filters={"correct": "right", "benchmark": "what differs", "split": "split"})
 
 
 def summarise_kind(rows: list[dict]) -> dict:

@@ -14,22 +14,22 @@ HEADINGS = {"prompt": "Prompt", "rest": "Hidden from the model", "completion": "
 def render_page(stem: pathlib.Path, title: str, about: str, result: Result, made_by: str) -> str:
     """Returns the HTML of the page, to be saved beside STEM_items.jsonl. It begins with `about`, on the probe, ends
     with the sentence `made_by`, and shows STEM.png if that exists. Readers can filter items by `result.filters`."""
-    file, items = f"{stem.name}_items.jsonl", pages.evenly(result.items, MAX_ITEMS)
-    # {key of an item: its label}; by default the keys with booleans. "file" is the item's completions file.
-    filters = (result.filters or {key: key.replace("_", " ") for item in items for key in item
-                                  if isinstance(item[key], bool)}) | {"file": "file"}
+    items_file, items = f"{stem.name}_items.jsonl", pages.evenly(result.items, MAX_ITEMS)
+    booleans = {key: key.replace("_", " ") for item in items for key in item if isinstance(item[key], bool)}
+    # {key of an item: label}; an item's "file" is the name of the completions file that it was made from
+    filters = (result.filters or booleans) | {"file": "file"}
     texts = [full_texts(item) for item in items]  # {heading: text} of each item
     lengths = [pages.num_bytes(text) for by_heading in texts for text in by_heading.values()]
     max_bytes = MAX_TEXT if sum(lengths) <= MAX_BYTES else MAX_BYTES // len(lengths)  # of one text
-    cards = [make_card(item, by_heading, filters, max_bytes, file) for item, by_heading in zip(items, texts)]
+    cards = [make_card(item, by_heading, filters, max_bytes, items_file) for item, by_heading in zip(items, texts)]
     counts: dict[str, collections.Counter] = {}  # label of a filter -> how many items have each value
     for label, value in (verdict for card in cards for verdict in card["verdicts"].items()):
         counts.setdefault(label, collections.Counter())[value] += 1
     html = pages.environment(__file__).get_template("probe.html.jinja").render(
-        title=title, about=about, text=result.page, items=cards, file=file, total=len(result.items), made_by=made_by,
-        picture=pages.picture(stem.with_name(f"{stem.name}.png")),
+        title=title, about=about, text=result.page, items=cards, file=items_file, total=len(result.items),
+        made_by=made_by, picture=pages.picture(stem.with_name(f"{stem.name}.png")),
         choices={label: values for label, values in counts.items() if len(values) > 1})
-    return html.encode("utf-8", "replace").decode()
+    return html.encode("utf-8", "replace").decode()  # lone surrogates, which UTF-8 cannot encode, become "?"
 
 
 def full_texts(item: dict) -> dict[str, str]:

@@ -80,8 +80,9 @@ def commands(study: dict, cell: dict, quick: bool, bases: str = "") -> list[str]
         if flags is not False:  # `COMMAND = false`: the arm leaves the command out
             flags = [*flags, *(study.get("quick", {}).get(name, []) if quick else [])]
             template = " ".join([command, *map(shlex.quote, flags)])
-            if bank.MAKES in template:
-                values = values | {"bank": bank.place(bases, fill(template, values | {"bank": "{bank}"}))}
+            if bank.MAKES in template:  # makes a base model: {bank}, here and in later commands, is its directory
+                base_command = fill(template, values | {"bank": "{bank}"})  # keeps {bank} as it is
+                values = values | {"bank": bank.place(bases, base_command)}
             lines.append(fill(template, values))
     return lines
 

@@ -101,8 +101,9 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
 
 
 def write(new: list[dict], folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes the records `new`, their figures and their pages into the folder. A page also shows the folder's other
-    records that share it. Deletes the former page of a study that now joins another page. Returns the pages' paths."""
+    """Writes the records `new` and their figures into the folder, and each page that shows one of them. Several studies
+    may share a page (`records.by_page`), which also shows those whose records the folder already has. If a study is on
+    another study's page, an earlier page of its own is deleted. Returns the paths of the pages written."""
     for record in new:
         files.write_json(folder / f"{record['study']}.json", record)
         study_figure.write(record, folder / f"{record['study']}.png")
