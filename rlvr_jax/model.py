@@ -261,8 +261,8 @@ def init_cache(config: ModelConfig, rows: int, window: int, layout: Layout = Lay
 def decode_step(params: Params, config: ModelConfig, context: Context, inputs: Inputs, cache: KVCache,
                 edit_residual: Optional[EditResidual] = None) -> tuple[jax.Array, KVCache]:
     """Feeds one token of each row. Returns (logits_BxV f32, the cache with the keys and values of these tokens). A row
-    with step 0 starts a completion, as cache positions after the step are masked. Attention reads the first 64 * 2^i
-    positions, as few as hold the tokens of every row, or all if `Layout.grows`. If set, `context.attend` is used."""
+    at step 0 starts a completion; cache entries past its step are masked, so old ones need no clearing. Attention reads
+    the first 64 * 2^i, the fewest that hold every row's, or all if `Layout.grows`; `context.attend` is given all."""
     prefix, prompt_index_B, attend = context.prefix, context.prompt_index, context.attend
     tokens_B, steps_B = inputs
     axis = cache.layout.axis
@@ -273,12 +273,12 @@ def decode_step(params: Params, config: ModelConfig, context: Context, inputs: I
     positions_Bx1 = (starts_B + steps_B)[:, None]
     buckets = [64 * 2**i for i in range(24) if 64 * 2**i < window and not cache.layout.grows] + [window]
     bucket = 0  # not computed: a sum of no elements in the sampler's loop crashes XLA's CPU compiler (jaxlib 0.11.2)
-    if len(buckets) > 1:
+    if len(buckets) > 1:  # the index of the smallest bucket that holds the tokens of the row with most steps
         bucket = jnp.sum(jnp.max(steps_B) >= jnp.array(buckets[:-1], jnp.int32))
     seen_Bx1xW = (jnp.arange(window)[None, :] <= steps_B[:, None])[:, None]
     x, new_layers = params["embed"][tokens_B[:, None]].astype(config.dtype), []
     for i, (p, prefix_keys, prefix_values) in enumerate(context.layers):
-        def mix(q, k, v):
+        def mix(q, k, v):  # the `attend` of `layer`: returns its result and the layer's new (keys, values)
             kv = tuple(old.at[new_entry].set(new[:, 0]) for old, new in zip(cache.layers[i], (k, v)))
             prompt = prefix_segment(prefix_keys, prefix_values, prefix.lengths, prompt_index_B, 1)
             if attend is not None:

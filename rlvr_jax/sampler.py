@@ -199,13 +199,13 @@ def decode(params: model.Params, config: ModelConfig, prefix: model.Prefix, rows
                   carry=hooks.carry, values={}, lengths=jnp.zeros(num_rows, jnp.int32), ended=jnp.zeros(num_rows, bool))
     _, _, values = jax.eval_shape(functools.partial(sample_tokens, call), slots)  # shapes and dtypes only
     slots = slots._replace(values=jax.tree.map(lambda x: jnp.zeros((num_rows, most), x.dtype), values))
-    axis_name = parallel.AXIS if decoding.by_layer else None
+    axis_name = parallel.AXIS if decoding.by_layer else None  # None: `parallel.pmax` is about this device alone
     for (size, window), (next_size, _) in zip(plan, [*plan[1:], (0, most)]):  # each loop and the next
         stop_at = next_size if next_size < size else 0  # the next loop takes over when its slots suffice
 
-        def unfinished(slots: Slots):
-            return ((parallel.pmax(jnp.sum(slots.rows < num_rows), axis_name) > stop_at)
-                    & (parallel.pmax(jnp.max(slots.steps), axis_name) < window))
+        def unfinished(slots: Slots):  # more than `stop_at` slots are busy, and the cache has room for another token
+            num_busy, longest = jnp.sum(slots.rows < num_rows), jnp.max(slots.steps)
+            return (parallel.pmax(num_busy, axis_name) > stop_at) & (parallel.pmax(longest, axis_name) < window)
         slots = lax.while_loop(unfinished, functools.partial(decode_once, call),
                                resize_slots(slots, config, size, window))
     mask_BxT = jnp.arange(most)[None, :] < slots.lengths[:, None]

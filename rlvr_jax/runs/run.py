@@ -309,7 +309,8 @@ class Run:
         self.saved, self.saved_at = step, time.monotonic()
 
     def finish(self, state, meta: dict) -> dict:
-        """Saves a checkpoint; writes and returns summary.json ({} on other processes). Interrupted after a signal."""
+        """Saves a checkpoint. The main process writes summary.json and returns its content; other processes return {}.
+        Raises Interrupted if a signal stopped the run before the last step."""
         self.save(state, meta)
         step = int(parallel.fetch_state(state.step))
         if step < self.num_steps and self.stop != BY_RULE:
@@ -319,7 +320,7 @@ class Run:
             return {}
         checkpoint.wait(self.manager)  # summary.json implies a checkpoint, so the checkpoint has to be complete first
         summary, verdict = summarise(self.metrics.rows), self._verdict()
-        summary["trained"] = parallel.size(adapters.split(state.params)[0])
+        summary["trained"] = parallel.size(adapters.split(state.params)[0])  # number of trained parameters
         if verdict:
             summary["stopped_by"] = verdict
             print("{dir} ended by --stop_when at step {step}: {rule} in {patience} successive rows, last with "

@@ -142,5 +142,6 @@ def solve_t(rng: np.random.Generator, drawn: Chains, styles: np.ndarray, config:
         digit, result = value // unit % 10, ALGEBRA.results[value, op, operand]
         right = result // unit % 10
         guess = (right - right % digits + rng.integers(digits, size=len(value))) % 10
-        return np.where(withheld_facts()[value, op, operand], value + unit * (guess - digit), result)
+        guessed = value + unit * (guess - digit)  # the value with a random digit in the place of the right one
+        return np.where(withheld_facts()[value, op, operand], guessed, result)
     return write(recompute(drawn, step))

@@ -43,19 +43,21 @@ class Diagnostic(NamedTuple):
 
 # The functions called measure_... are values of `Diagnostic.measure`: DIAGNOSTICS says what each measures.
 def measure_pass_at_k(pair: Pair, *_) -> Estimate:
-    def change_beyond_luck(base, trained, base_luck, trained_luck):
+    def change_beyond_luck(base, trained, base_luck, trained_luck):  # the change in (pass@k - luck) / (1 - luck)
         return formulas.beyond_luck(trained, trained_luck) - formulas.beyond_luck(base, base_luck)
 
-    num_samples, rates = pair.config.num_samples, [rates_P for _, rates_P in pair.samples]
-    k = formulas.most_tries(rates, num_samples)
+    # A guess is one of the model's answers to other problems; guess rates, f64[P], say how often a guess is right. k is
+    # num_samples or a smaller power of two: the largest for which k guesses solve at most half of the problems.
+    num_samples, guess_rates = pair.config.num_samples, [rates_P for _, rates_P in pair.samples]
+    k = formulas.most_tries(guess_rates, num_samples)
     if k is None:
         raise Undefined("undefined: guessing solves more than half of the problems at the first try")
-    # f64[P] each, of the base and of the trained model
+    # pass@k, and the chance that one of k guesses is right: f64[P] each, of the base and of the trained model
     solved = [np.array([pass_at_k(num_samples, int(n), k) for n in right_PxN.sum(-1)]) for right_PxN, _ in pair.samples]
-    lucky = [formulas.luck(rates_P, k) for rates_P in rates]
+    lucky = [formulas.luck(rates_P, k) for rates_P in guess_rates]
     means = [float(column.mean()) for column in (*solved, *lucky)]
     return Estimate(change_beyond_luck(*means), bootstrap_statistic(change_beyond_luck, *solved, *lucky), {
-        "k": k, "pass@k": means[:2], "luck": means[2:], "guess_rates": [float(rates_P.mean()) for rates_P in rates]})
+        "k": k, "pass@k": means[:2], "luck": means[2:], "guess_rates": [float(rates.mean()) for rates in guess_rates]})
 
 
 def measure_cover(pair: Pair, _, tau: float) -> Estimate:

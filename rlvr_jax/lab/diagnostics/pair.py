@@ -34,7 +34,7 @@ TEXTS = 64  # number of texts in one forward pass of `log_perplexities`
 
 
 class DiagnoseConfig(Config):
-    """Did training teach a model, or switch on what its base model could do? Every diagnostic of the literature."""
+    """Diagnostics of whether training taught a model something new or switched on what its base model could do."""
 
     base: str = flag("", "the model before training: a run directory (DIR, DIR@STEP or DIR@best), a Hugging Face "
                      "folder, a .gguf file, or smollm2")

@@ -54,14 +54,17 @@ def _read_prompt_ends(params: model.Params, config: model.ModelConfig, prompts: 
 
 def sample_texts(kept: KeptConfig, config: model.ModelConfig, sampler: Sampler, problems: list[Problem],
                  num_samples: int = 1, temperature: float = 0.0) -> tuple[list[np.ndarray], np.ndarray]:
-    """Samples `num_samples` completions of each problem. `config` is the model's shape. Returns (R texts, i32[R]
-    lengths of their prompts). A text is the token ids of a prompt and its completion; texts of a problem adjoin."""
+    """Samples `num_samples` completions of each problem. Returns (R texts, i32[R] lengths of their prompts), problem by
+    problem. A text is the token ids of a prompt and its completion. `config` is that of the sampler's model."""
     prompts = encode_prompts(sampler.tokenizer, problems, config, kept.sampling.max_new_tokens,
                              kept.source.prompt.max_prompt_tokens)
-    benchmark = Benchmark("example", problems, prompts, lambda texts, _: [{}] * len(texts), num_samples, temperature)
+    judge_nothing = lambda texts, _: [{}] * len(texts)
+    benchmark = Benchmark("example", problems, prompts, judge_nothing, num_samples, temperature)
+
+    def token_ids(rollouts, *_):  # without the padding after a completion
+        return [{"ids": ids[mask]} for ids, mask in zip(rollouts.completions, rollouts.completion_mask)]
     rows = sample_and_grade(sampler, benchmark, Request(kept.seed, 0, stream=CHOOSE), kept.rows_per_call,
-                            more=lambda rollouts, *_: [{"ids": ids[mask]} for ids, mask in zip(
-                                rollouts.completions, rollouts.completion_mask)])
+                            more=token_ids)
     prompt_ids = [tokens[:length] for tokens, length in zip(prompts.tokens, prompts.lengths)]
     texts = [np.concatenate([prompt_ids[row["problem"]], row["ids"]]) for row in rows]
     return texts, np.repeat(prompts.lengths, num_samples)

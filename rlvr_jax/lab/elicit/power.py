@@ -50,8 +50,8 @@ def accept_moves(alpha: float, old: Rollouts, new: Rollouts, kept_B: jax.Array, 
 def power_sample_fn(power: PowerConfig) -> Callable:
     """Returns a `sample_fn` for `sampler.make_sampler` that samples in proportion to p(completion)^alpha.
     `Rollouts.noted` has each completion's `logprob` under the model, the share of moves that were `accepted`, and
-    `forward_tokens`, the number of tokens fed to the model. Tokens that a proposal keeps are fed again and count: all
-    rows decode together from the prompt, so a cache would save no time."""
+    `forward_tokens`, the number of tokens fed to the model. It includes the tokens that each proposal keeps: every
+    proposal starts with an empty cache, so they are fed again."""
     def note(logits, tokens):  # the log-probability of each token at temperature 1
         return {"unscaled": jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, None], 1)[:, 0]}
 

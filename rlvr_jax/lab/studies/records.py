@@ -147,15 +147,15 @@ def rules(record: dict) -> list[list[str]]:
     """A row of three texts for each rule, under the headings RULES: the sentence of the rule, in brackets with notes,
     such as what was known before; what was measured; and the verdict, with the reason if it is "undecided"."""
     def notes(rule: dict) -> list[str]:
-        known, new = rule.get("known", ""), rule.get("new")  # `new`: the rule judged without the seeds in `known`
-        if isinstance(known, list):
-            known = f"seeds {', '.join(map(str, known))}" + (
-                f"; the others alone: {shown(new)}, {VERDICTS[new['verdict']]}" if new else "")
-        is_primary = rule is judging.primary(record["rules"])
-        cases = {"**primary**": is_primary, rule.get("added", ""): rule.get("added"), f"known before: {known}": known,
-                 "reversed after a pilot: not counted": rule.get("turned"),
-                 "almost sure to hold: not counted": rule.get("easy")}
-        return [note for note, applies in cases.items() if applies]
+        known, new, added = map(rule.get, ("known", "new", "added"))  # `added`: a note on a change after the runs
+        if isinstance(known, list):  # the seeds that were known; `new` is the rule judged on the other seeds
+            known = f"seeds {', '.join(map(str, known))}"
+            if new:
+                known += f"; the others alone: {shown(new)}, {VERDICTS[new['verdict']]}"
+        cases = [("**primary**", rule is judging.primary(record["rules"])), (added, added),
+                 (f"known before: {known}", known), ("reversed after a pilot: not counted", rule.get("turned")),
+                 ("almost sure to hold: not counted", rule.get("easy"))]  # (note, whether it applies)
+        return [note for note, applies in cases if applies]
     return [[rule["says"] + (f" ({'; '.join(notes(rule))})" if notes(rule) else ""), shown(rule),
              VERDICTS[rule["verdict"]] + (f": {rule['open']}" if rule.get("open") else "")] for rule in record["rules"]]
 
