@@ -33,9 +33,14 @@ def quick_to_compile(request):
     """Compiling takes most of the time of short runs, and nothing in them depends on the speed of what is compiled."""
     name = request.module.__name__.split(".")[-1]
     jax.config.update("jax_disable_most_optimizations", name not in OPTIMISED)
+    if name in OPTIMISED | SAME_ROUNDING:
+        jax.clear_caches()  # of programs that were compiled otherwise, and so may round otherwise
+        yield
+        jax.clear_caches()
+        return
+    quick_options()  # asked before the patch, since this compiles a function
     with pytest.MonkeyPatch.context() as patch:
-        if name not in OPTIMISED | SAME_ROUNDING and quick_options():  # called here: it compiles a function itself
-            patch.setattr(compiler, "get_compile_options", with_quick_options)
+        patch.setattr(compiler, "get_compile_options", with_quick_options)
         yield
 
 

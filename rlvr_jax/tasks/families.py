@@ -53,6 +53,15 @@ def world(**fields) -> Family:
         "solve": worlds.solve_marked, "shares": (0.28, 0.72)} | fields)
 
 
+def at_level(kind: str, level: int) -> Family:
+    """Returns the family `kind`, s1, s2 or t, with the problems of t, at a level of `worlds.LEVELS`."""
+    share, careful, digits = worlds.LEVELS[level]
+    fields = {"s1": {"shares": (share, 1 - share)},
+              "s2": STEPS | {"solve": functools.partial(worlds.solve_s2, careful=careful)},
+              "t": STEPS | {"solve": functools.partial(worlds.solve_t, digits=digits)}}
+    return world(draw=worlds.draw_t, **fields[kind])
+
+
 STEPS = {"styles": {chains.OPENERS[0]: "steps"}, "shares": (1.0,)}  # fields of a family with a single style
 FAMILIES: dict[str, Family] = {
     "arithmetic": chain_family(arithmetic.ALGEBRA), "boolean": chain_family(boolean.ALGEBRA),
@@ -63,13 +72,10 @@ FAMILIES: dict[str, Family] = {
     "s3": world(styles=worlds.STYLES_S3, shares=(0.2, 0.4, 0.4)),
     "c": world(**STEPS, draw=worlds.draw_c, solve=worlds.solve_c),
     "t": world(**STEPS, draw=worlds.draw_t, solve=worlds.solve_t),
-    "n": world(shares=(1e-9, 1))}
-for level, (share, careful, digits) in worlds.LEVELS.items():
-    solve_s2 = functools.partial(worlds.solve_s2, careful=careful)
-    solve_t = functools.partial(worlds.solve_t, digits=digits)
-    FAMILIES |= {f"s1_{level}": world(draw=worlds.draw_t, shares=(share, 1 - share)),
-                 f"s2_{level}": world(**STEPS, draw=worlds.draw_t, solve=solve_s2),
-                 f"t_{level}": world(**STEPS, draw=worlds.draw_t, solve=solve_t)}
+    "n": world(shares=(1e-9, 1)),
+    "s1_9": at_level("s1", 9), "s2_9": at_level("s2", 9), "t_9": at_level("t", 9),
+    "s1_15": at_level("s1", 15), "s2_15": at_level("s2", 15), "t_15": at_level("t", 15),
+    "s1_23": at_level("s1", 23), "s2_23": at_level("s2", 23), "t_23": at_level("t", 23)}
 
 
 def draw_problems(name: str, rng: np.random.Generator, count: int, split: str, num_ops: int) -> list[Problem]:
