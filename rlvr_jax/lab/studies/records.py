@@ -89,7 +89,7 @@ def shown(measure: dict, sign: str = "") -> str:
     if "of" in measure:
         median = f", median {estimators.format_estimate(measure['median'], None)}" if "median" in measure else ""
         return f"{measure['count']} of {measure['of']}: {text}{median}"
-    return text + " (equal in all seeds)" * bool(measure.get("equal"))
+    return text + " (all equal)" * bool(measure.get("equal"))
 
 
 def abstract(text: str, measures: dict) -> str:

@@ -40,7 +40,7 @@ def test_the_page_has_question_rules_means_and_every_seed(tmp_path):
     assert ["not above .9", "0.600 [0.352, 0.848]", "failed"] in rows
     cells, = (row for row in rows if row[:2] == ["bent", "end"])
     assert cells[2] == "0.600 [0.352, 0.848]" and cells[3].startswith("+0.490 [") and cells[4] == "0.500, 0.600, 0.700"
-    assert ["bent", "size", "5 (equal in all seeds)", "-1,229 (equal in all seeds)", "5, -, 5"] in rows
+    assert ["bent", "size", "5 (all equal)", "-1,229 (all equal)", "5, -, 5"] in rows
     for words in ("About coin: held", "Question. Is <it> so?", "Known before. Nothing.",
                   "Prediction, in words. It | is.",
                   "study --study=coin, commit abc1234.", "A note.", "difference to plain", "It knows two styles."):
