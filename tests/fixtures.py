@@ -116,8 +116,8 @@ def parse(monkeypatch):
 
 @functools.cache
 def quick_options() -> dict:
-    """XLA's options that make compiling quick: its older code generator takes half the time of the newer. None where
-    the installed XLA does not know them; a process with an unknown option in XLA_FLAGS would end at once."""
+    """Options of XLA with which it compiles quickly: its older code generator takes half the time of the newer. Returns
+    {} if the installed XLA does not know them; a process with an unknown option in XLA_FLAGS would end at once."""
     options = {"xla_cpu_use_fusion_emitters": False}
     try:
         jax.jit(lambda: 0, compiler_options=options)()
