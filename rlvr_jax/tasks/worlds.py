@@ -11,8 +11,8 @@ and the digit that it changes (h hundreds, t tens, u units), modulo 10: `712 + 3
   t   in pre-training a fifth of the multiplication facts is random; all problems of other splits need such a fact
   n   no skill: all solutions are sloppy
 
-Whatever accuracy RL gains in c and t is a skill that it has taught. `LEVELS` has variants of s1, s2 and t, such as
-s1_15, whose base models solve equally many problems; all need a fact that t withholds. Axes as in `chains.py`.
+Whatever accuracy RL gains in c and t is a skill that it has taught. In the variants of s1, s2 and t in `LEVELS`,
+such as s1_15, problems need a fact that t withholds, and equally many solutions are right. Axes as in `chains.py`.
 """
 
 import functools
@@ -29,7 +29,8 @@ VALUE_TOKENS = 3
 CAREFUL_STEP = 0.4  # chance that a step of s2 is careful
 SHORT = "so"  # first word of the short style of s3
 WITHHELD = 0.2  # share of facts that pre-training of t withholds
-# right answers in 100 -> (share of careful solutions in s1, chance of a careful step in s2, digits that t guesses among)
+# right solutions in 100, outside pre-training's split -> (share of careful solutions in s1, chance of a careful step in
+# s2, number of digits among which t guesses)
 LEVELS = {9: (0.057, 0.217, 10), 15: (0.115, 0.346, 6), 23: (0.2, 0.475, 4)}
 TIMES, TENS = 2, 1  # index of * among the operators, and of the tens in PLACES
 
