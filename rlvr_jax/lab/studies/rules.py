@@ -153,8 +153,14 @@ def values(rule: dict) -> list[float]:
     """The independent values that decide a rule: one for each problem if intervals are over problems, one for each base
     model if seeds share base models, otherwise one for each seed."""
     measured = rule["measured"]
-    return measured.get("of_problems") or measured.get("of_bases") or [
-        value for value in measured.get("seeds", ()) if value is not None]
+    if "of_problems" in measured:
+        return of_problems(measured["of_problems"]).tolist()
+    return measured.get("of_bases") or [value for value in measured.get("seeds", ()) if value is not None]
+
+
+def of_problems(values: list) -> np.ndarray:
+    """f64[P]: the mean over seeds of each problem's value. `values` has for each seed f64[P], or None."""
+    return np.mean([value for value in values if value is not None], 0)
 
 
 def threshold(rule: dict) -> float:

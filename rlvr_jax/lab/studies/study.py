@@ -199,22 +199,27 @@ def gather(values: list, span: tuple = statistics.ANY, bases: list = (), problem
     """Summarises a measure with a value for each seed, a number, an f64[P] over problems, or None: `{"seeds": [mean of
     each value, or None], "mean", "interval"}`. `span` is the measure's range, `bases` the base model of each value. If
     values share base models, only base models are independent: "of_bases" has the mean of each, and mean and interval
-    are over these means; with `problems`, if values are f64[P], over "of_problems", the mean over seeds of each
-    problem. With one seed, the interval is over problems. Equal values have no interval, but `"equal": True`."""
+    are over these means; with `problems`, if values are f64[P], over the mean over seeds of each problem, and
+    "of_problems" has each value. With one seed, the interval is over problems. Equal values have no interval, but
+    `"equal": True`."""
     means = [None if value is None else float(np.mean(value)) for value in values]
     known = [(base, mean) for base, mean in zip(bases or range(len(means)), means) if mean is not None]
     by_base = {base: float(np.mean([mean for owner, mean in known if owner == base])) for base, _ in known}
     independent = list(by_base.values())
-    values_P = [value for value in values if value is not None and np.ndim(value)] if problems else []
-    if values_P:
-        of_problems = np.mean(values_P, 0)
+    if problems and any(np.ndim(value) for value in values if value is not None):
+        of_problems = rules.of_problems(values)
         return {"seeds": means, "mean": float(np.mean(of_problems)), "interval": estimators.bootstrap(of_problems),
-                "of_problems": of_problems.round(6).tolist()}
+                "of_problems": [None if value is None else rounded(value) for value in values]}
     over_problems = len(values) == 1 and np.ndim(values[0]) > 0
     summary = {"seeds": means, "mean": float(np.mean(independent)) if independent else None}
     summary["interval"] = estimators.bootstrap(values[0]) if over_problems else statistics.interval(independent, span)
     summary |= {"of_bases": independent} if len(independent) < len(known) else {}
     return summary | ({"equal": True} if statistics.equal(independent) else {})
+
+
+def rounded(values_P: np.ndarray) -> list[float | int]:
+    """The values to six decimals, whole numbers as integers: a record has thousands of zeros and ones."""
+    return [int(value) if value.is_integer() else round(value, 6) for value in np.asarray(values_P, float).tolist()]
 
 
 def written(study: dict, measured: dict, repeated: list[dict]) -> dict:
@@ -233,8 +238,8 @@ def written(study: dict, measured: dict, repeated: list[dict]) -> dict:
 def again(record: dict) -> dict:
     """The record with the current words of its study's file, judged by the file's current rules. Its numbers stay. A
     measure that the record lacks is computed from others, taken from a measure with the same source, or read from the
-    summary of a run in the record. Measures with intervals over problems stay, because a record has no value of each
-    problem in each seed. If rules or verdicts change, "rules_before" has the first ones. Arms that the record lacks
+    summary of a run in the record. In a record of one seed without "of_problems", intervals are over problems whose
+    values it lacks: such measures stay. If rules or verdicts change, "rules_before" has the first ones. Arms that the record lacks
     were not run yet: they and their rules are left out. The record is returned as it is if there is no such file, if
     the file plans other analyses, or if the file needs an arm that was not run (`limited`)."""
     if not (FOLDER / f"{record['study']}.toml").is_file():
@@ -262,14 +267,14 @@ def again(record: dict) -> dict:
         if isinstance(source, list) and not recorded:
             return None
         filled = [] if recorded else [commands.fill(source, cell) for cell in cells[arm]]
-        values = recorded["seeds"] if recorded else [
+        values = recorded.get("of_problems", recorded["seeds"]) if recorded else [
             by_source.get((text, i), summarised(arm, i, text)) for i, text in enumerate(filled)]
         return [None if value is None else np.array(value) for value in values]
 
     measured = measure(study, sources.values_of(study, known, repeated), repeated)
     for arm, by_name in measured.items():
         for name, old in record["measures"][arm].items():
-            if name not in by_name or "of_problems" in old or len(record["seeds"]) == 1:
+            if name not in by_name or len(record["seeds"]) == 1 and "of_problems" not in old:
                 by_name[name] = old
     unworded = {key: value for key, value in record.items() if key not in records.WORDS}
     new = unworded | written(study, record["measures"] | measured, repeated)

@@ -266,11 +266,14 @@ def test_a_record_is_judged_again_from_its_seeds_alone(tmp_path, monkeypatch):
     np.testing.assert_allclose(again["measures"]["bent"]["ahead"]["seeds"], [.2] * 3)
     assert again["rules"][1]["open"] == "needs 5 seeds, as all are equal" and again["question"] == "Fair?"
     assert again["rules_before"] == record["rules"] and study.again(again) == again
-    whole = json.loads(json.dumps(record))  # an interval over problems cannot be made of the seeds: it stays
-    whole["measures"]["bent"]["end"] |= {"of_problems": [.7] * 5 + [.9], "interval": [.6, .8]}
+    content = load(tmp_path, rule, head=HEAD.replace("control =", 'over = "problems"\ncontrol ='))
+    of_problems = {arm: {name: [np.tile([0, 1, shift], 9) + i / 8 for i in range(3)] for name in content["measures"]}
+                   for arm, shift in (("plain", 0), ("bent", .2))}
+    whole = {"study": "coin"} | study.written(content, study.measure(content, of_problems, units([0, 1, 2])),
+                                              units([0, 1, 2]))
+    assert whole["rules"][0]["over"] == "problems" and whole["measures"]["bent"]["end"]["of_problems"][0][:2] == [0, 1]
+    assert study.again(whole) == json.loads(json.dumps(whole))  # it has each problem's value in each seed
     load(tmp_path, rule)
-    again = study.again(whole)
-    assert again["measures"] == whole["measures"] and again["rules"][0]["over"] == "problems"
     more = HEAD.replace("[measures]", 'arms.later.rl = ["--reward=format"]\n[measures]').replace("fair?", "fair now?")
     later = RULE | {"arm": "later", "above": .6}
     load(tmp_path, rule, later, head=more)  # an arm that was not run yet is left out, with its rule
