@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = runs/demo
 BASE = checkpoints/tiny_base
-MARKS = not slow
 
 CORE = tests/test_sampler.py tests/test_grpo.py tests/evaluation/test_evaluation.py tests/runs/test_resume.py \
        tests/test_distributed.py
@@ -21,7 +20,7 @@ base: $(VENV)/demo  ## pre-trains the base model of the repository again
 
 # Files in their order: reordered by their number of tests, the longest of few tests would run last and alone.
 test: $(VENV)/test  ## the suite, without torch
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "$(MARKS)"
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-core: $(VENV)/test  ## what another JAX could break: sampling, training, resuming, two processes
 	$(VENV)/bin/python -m pytest -n 2 -m "not slow" $(CORE)

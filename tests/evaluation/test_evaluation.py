@@ -156,8 +156,13 @@ def measure(tiny, prompts=None, sample=None, done=0):
     return list(evaluation.sample_and_grade(sampler, benchmark, Request(0, 0), 8, done))
 
 
-@pytest.mark.parametrize("done", [0, 5, 8, 16, 20, 21])
-def test_measuring_goes_on_after_any_row(tiny, done):
+@pytest.fixture(scope="module")
+def measured(tiny):
+    return measure(tiny)
+
+
+@pytest.mark.parametrize("done", [0, 5, 8, 20, 21])
+def test_measuring_goes_on_after_any_row(tiny, measured, done):
     """21 rows in calls of 8: after `done` rows the others are the same, and no call is repeated without need."""
     calls = []
 
@@ -165,12 +170,11 @@ def test_measuring_goes_on_after_any_row(tiny, done):
         calls.append(request.first_row)
         return tiny[3].sample(params, prompts, owners, request)
 
-    whole = measure(tiny)
-    assert measure(tiny, sample=draw, done=done) == whole[done:]
+    assert measure(tiny, sample=draw, done=done) == measured[done:]
     assert calls == [first for first in (0, 8, 16) if done < min(first + 8, 21)]
 
 
-def test_padding_is_cut_to_the_call_and_changes_nothing(tiny):
+def test_padding_is_cut_to_the_call_and_changes_nothing(tiny, measured):
     prompts = tiny[2]
     wide = Prompts(np.pad(prompts.tokens, ((0, 0), (0, 200 - prompts.tokens.shape[1]))), prompts.lengths)
     widths = []
@@ -179,7 +183,7 @@ def test_padding_is_cut_to_the_call_and_changes_nothing(tiny):
         widths.append(given.tokens.shape[1])
         return tiny[3].sample(params, given, *args)
 
-    assert measure(tiny, wide, draw) == measure(tiny) and widths == [64] * 3
+    assert measure(tiny, wide, draw) == measured and widths == [64] * 3
     long = Prompts(np.zeros((3, 144), np.int32), np.array([3, 65, 130]))
     assert [evaluation.trim_padding(long, np.array([i])).tokens.shape[1] for i in range(3)] == [64, 128, 144]
 

@@ -42,7 +42,6 @@ def test_its_completion_in_the_readme_is_its_own(compiled):
 
 
 @pytest.mark.slow
-@pytest.mark.base
 def test_make_base_makes_it_again(tmp_path):
     """Bit for bit with AVX-512 and the JAX of the card; elsewhere a base that solves about as much."""
     lines = re.search(r"^base:.*?\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)[1]
