@@ -66,6 +66,19 @@ def exact_binomial(count: int, number: int) -> tuple[float, float]:
     return tuple(map(float, stats.binomtest(count, number).proportion_ci(1 - ALPHA, "exact")))
 
 
+def separation(first: list, second: list, groups: list) -> Optional[float]:
+    """The chance that a value of `first` is above one of `second` of the same group, ties counted half: the mean over
+    groups of the AUROC in each. `groups` has a label for each position of both lists, or is empty for one group. None
+    values are left out; the result is None if no group has values of both lists."""
+    groups, chances = groups or [None] * len(first), []
+    for group in dict.fromkeys(groups):
+        high, low = (np.array([value for value, label in zip(values, groups) if label == group and value is not None])
+                     for values in (first, second))
+        if len(high) and len(low):
+            chances.append(np.mean((np.sign(np.subtract.outer(high, low)) + 1) / 2))
+    return float(np.mean(chances)) if chances else None
+
+
 def sign_test(count: int, number: int) -> float:
     """Two-sided exact p-value of the hypothesis that half of all seeds have what `count` of these `number` have."""
     return float(stats.binomtest(count, number).pvalue)
