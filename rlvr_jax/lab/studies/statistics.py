@@ -11,6 +11,8 @@ from typing import Callable, Optional
 import numpy as np
 from scipy import stats
 
+from rlvr_jax.evaluation.calibration import auroc
+
 ALPHA = 0.05  # two-sided error of intervals, and of the tests of a study with one analysis
 # Number of planned analyses; Pocock's level of each. The error of all is .05 if evenly spaced, .058 at 5, 10, 20 seeds.
 LOOKS, ALPHA_OF_A_LOOK = 3, 0.0221
@@ -72,11 +74,11 @@ def separation(first: list, second: list, groups: list) -> Optional[float]:
     values are left out; the result is None if no group has values of both lists."""
     groups, chances = groups or [None] * len(first), []
     for group in dict.fromkeys(groups):
-        high, low = (np.array([value for value, label in zip(values, groups) if label == group and value is not None])
-                     for values in (first, second))
-        if len(high) and len(low):
-            chances.append(np.mean((np.sign(np.subtract.outer(high, low)) + 1) / 2))
-    return float(np.mean(chances)) if chances else None
+        rows = [(value, is_first) for is_first, values in ((True, first), (False, second))
+                for value, label in zip(values, groups) if label == group and value is not None]
+        chances.append(auroc(*map(np.array, zip(*rows))) if rows else None)
+    known = [chance for chance in chances if chance is not None]
+    return float(np.mean(known)) if known else None
 
 
 def sign_test(count: int, number: int) -> float:

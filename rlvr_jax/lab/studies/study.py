@@ -239,9 +239,9 @@ def again(record: dict) -> dict:
     """The record with the current words of its study's file, judged by the file's current rules. Its numbers stay. A
     measure that the record lacks is computed from others, taken from a measure with the same source, or read from the
     summary of a run in the record. In a record of one seed without "of_problems", intervals are over problems whose
-    values it lacks: such measures stay. If rules or verdicts change, "rules_before" has the first ones. Arms that the record lacks
-    were not run yet: they and their rules are left out. The record is returned as it is if there is no such file, if
-    the file plans other analyses, or if the file needs an arm that was not run (`limited`)."""
+    values it lacks: such measures stay. If rules or verdicts change, "rules_before" has the first ones. Arms that the
+    record lacks were not run yet: they and their rules are left out. The record is returned as it is if there is no
+    such file, if the file plans other analyses, or if the file needs an arm that was not run (`limited`)."""
     if not (FOLDER / f"{record['study']}.toml").is_file():
         return record
     study, wrong = limited(load(record["study"])[1], record["measures"])

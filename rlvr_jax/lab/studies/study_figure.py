@@ -3,9 +3,9 @@
 The table [figure] in a study's file may have these keys. `measures`: each gets a panel with a row for every arm. `x`:
 measures against which each of `measures` is drawn. `log_x`: true, or those of `x` with a logarithmic axis. `curves`:
 metrics to draw by step, from the run directory `run`. `arrows`: measures [x, x after, y, y after]; each arm gets an
-arrow between the two points. `pairs`: pairs of arms; a heat map says of each measure in `heat`, for each pair, how often
-the measure is higher in the first arm. `controls`: arms drawn hollow, by default the study's `control`. `labels`: {name =
-"words"} of axes; those in labels.toml hold for all studies. The table `shown` in the file chooses the arms.
+arrow between the two points. `pairs`: pairs of arms; a heat map says of each measure in `heat`, for each pair, how
+often the measure is higher in the first arm. `controls`: arms drawn hollow, by default the study's `control`. `labels`:
+{name = "words"} of axes; those in labels.toml hold for all studies. The table `shown` in the file chooses the arms.
 """
 
 import pathlib
@@ -202,14 +202,14 @@ def draw_arrows(axes, record: dict, names: list[str], look: dict[str, Look]) -> 
 
 def draw_heat(axes, record: dict, names: list[str]) -> None:
     """Draws a row of cells for each measure in `names`, with a cell for each pair of arms in `pairs` of [figure]: the
-    chance that the measure is higher in the pair's first arm (`statistics.separation`). Seeds are compared with those of
-    the same example."""
+    chance that the measure is higher in the pair's first arm (`statistics.separation`), among seeds with the same
+    example."""
     pairs, groups = record["figure"]["pairs"], [unit["example"] for unit in record.get("units", [])]
-    chances = [[statistics.separation(*(record["measures"][arm][name]["seeds"] for arm in pair), groups)
-                for pair in pairs] for name in names]
-    axes.imshow(np.array(chances, float), cmap="RdBu_r", vmin=0, vmax=1, aspect="auto")  # None becomes nan: no colour
-    for (row, column), chance in np.ndenumerate(np.array(chances, object)):
-        if chance is not None:
+    chances = np.array([[statistics.separation(*(record["measures"][arm][name]["seeds"] for arm in pair), groups)
+                         for pair in pairs] for name in names], float)  # None becomes nan: a cell without colour
+    axes.imshow(chances, cmap="RdBu_r", vmin=0, vmax=1, aspect="auto")
+    for (row, column), chance in np.ndenumerate(chances):
+        if not np.isnan(chance):
             axes.text(column, row, f"{chance:.2f}", ha="center", va="center", fontsize="x-small",
                       color="white" if abs(chance - 0.5) > 0.35 else "black")
     axes.grid(False)
