@@ -22,7 +22,7 @@ def run(name: str, first: int, count: int, seconds: float) -> dict:
 
 
 @pytest.mark.parametrize("first, count, seconds", [
-    (0, 100, 300), pytest.param(100, 10_000, 7200, marks=pytest.mark.slow)])
+    (0, 200, 300), pytest.param(200, 10_000, 7200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", fuzz.READERS)
 def test_damaged_inputs_are_read_or_refused_in_one_line(name, first, count, seconds):
     pytest.importorskip(NEEDS.get(name, "json"))

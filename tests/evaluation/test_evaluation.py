@@ -161,7 +161,7 @@ def measured(tiny):
     return measure(tiny)
 
 
-@pytest.mark.parametrize("done", [0, 5, 8, 20, 21])
+@pytest.mark.parametrize("done", [0, 5, 8, 16, 20, 21])
 def test_measuring_goes_on_after_any_row(tiny, measured, done):
     """21 rows in calls of 8: after `done` rows the others are the same, and no call is repeated without need."""
     calls = []

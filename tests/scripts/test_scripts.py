@@ -15,7 +15,7 @@ from rlvr_jax.evaluation.benchmarks import EvaluateConfig
 from rlvr_jax.pretrained import loading
 from scripts import cli
 
-from fixtures import BASE_FLAGS, ROOT, SCRIPTS, defined, load_problems, read_jsonl, record_of, run, saved_arrays
+from fixtures import BASE_FLAGS, ROOT, SCRIPTS, load_problems, read_jsonl, record_of, run, saved_arrays
 from golden.cases import assert_same_params
 
 MODULES = {".".join(path.relative_to(ROOT / "rlvr_jax").with_suffix("").parts): path
@@ -136,26 +136,11 @@ def test_the_export_of_a_run_is_the_same_model_with_a_card_of_the_sums_of_its_fi
 
 # ----- the command line
 
-def helps(script: str) -> tuple[str, str]:
-    """What --helpfull and --help are to print."""
-    about = ast.get_docstring(ast.parse((ROOT / "scripts" / f"{script}.py").read_text()))
-    with defined(record_of(script)) as known:
-        printed = cli.help_text(about, record_of(script), known)
-    many = len(record_of(script)().as_flags()) > cli.FEW_FLAGS
-    return printed, cli.short_help(about, record_of(script), script) if many else printed
-
-
-@pytest.mark.parametrize("script", ["train", "export"])  # with many flags, and with few
-def test_help_is_printed(script, compiled):
-    printed = [run(script, how, compiled=compiled, expect=0).out for how in ("--helpfull", "--help")]
-    assert [text.rstrip() for text in printed] == list(helps(script))
-
-
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_lists_the_flags_of_the_script_alone(script):
+def test_help_lists_the_flags_of_the_script_alone(script, compiled):
     """Every flag with its default and a description, under its configuration's docstring; none of absl's own. --help has
     the first ones alone, on a screen, where there are many."""
-    printed, first = helps(script)
+    printed, first = (run(script, how, compiled=compiled, expect=0).out for how in ("--helpfull", "--help"))
     assert first == printed or len(first.splitlines()) <= 42 and f"scripts.{script} --helpfull" in first
     source = (ROOT / "scripts" / f"{script}.py").read_text()
     listed = re.findall(r"^  --(\w+)(?:=(.*?))?:((?: .*)?(?:\n      .*)*)$", printed, re.M)

@@ -43,6 +43,8 @@ def fault(study: dict) -> str:
         wrong.append("arrows")
     if ("heat" in figure) != ("pairs" in figure):
         wrong.append("heat")
+    if not wrong and not all(isinstance(pair, list) and len(pair) == 2 for pair in figure.get("pairs", [])):
+        wrong.append("pairs")
     if wrong:
         return f"[figure] {wrong[0]} is not as it should be; docs/studies.md has {', '.join(KINDS)}"
     most = {"arms": records.MOST_ARMS, "measures": records.MOST_MEASURES}
