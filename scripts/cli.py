@@ -127,7 +127,7 @@ def parse_config(config_class, known: flags.FlagValues = flags.FLAGS):
 def config_class_of(script: str) -> type:
     """Returns the configuration class of `python -m scripts.SCRIPT`. Raises UserError if there is no such script."""
     path = pathlib.Path(__file__).with_name(f"{script}.py")
-    name = path.is_file() and re.search(r'cli\.run\(main, "([\w.]+)"\)', path.read_text("utf-8"))
+    name = path in path.parent.glob("*.py") and re.search(r'cli\.run\(main, "([\w.]+)"\)', path.read_text("utf-8"))
     if not name:
         raise UserError(f"there is no script {script}")
     return import_config_class(name[1])

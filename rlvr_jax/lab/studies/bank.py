@@ -28,7 +28,7 @@ def place(bank: str, command: str) -> pathlib.Path:
     """The directory, BANK/SCRIPT-HASH, of the base model that a command makes, in the cache `bank`. All {names} in the
     command have to be filled in already, except {bank}. Raises UserError if the command's script does not exist."""
     script, *words = words_of(command)
-    if not (ROOT / "scripts" / f"{script}.py").is_file():
+    if script not in {path.stem for path in (ROOT / "scripts").glob("*.py")}:
         raise UserError(f"{command}: there is no script {script}")
     text = "\n".join([script, *written_out(words), code(script), jax.__version__])
     return pathlib.Path(bank) / f"{script}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -96,9 +96,10 @@ def abstract(text: str, measures: dict) -> str:
     """Replaces "[[arm | measure]]" in the text by mean and interval, "[[arm | measure | difference]]" by those of the
     difference to the control. `measures` is a record's {arm: {measure: {"mean", ...}}}. KeyError for unknown names."""
     def number(match: re.Match) -> str:
-        arm, name, *key = " ".join(match[1].split()).split(" | ")  # a name may contain a line break
+        arm, _, rest = " ".join(match[1].split()).partition(" | ")  # a name may contain a line break
+        name, _, key = rest.partition(" | ")
         measure = measures[arm][name]
-        return shown(measure[key[0]], "+") if key else shown(measure)
+        return shown(measure[key], "+") if key else shown(measure)
     return re.sub(r"(?s)\[\[(.+?)\]\]", number, text)
 
 

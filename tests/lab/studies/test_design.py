@@ -57,6 +57,7 @@ def test_a_slip_of_the_pen_is_named_with_what_is_allowed(written, ran, old, new,
     ('"--reward=a b"', '"--learning_rate=fast"', "flag --learning_rate=fast"),
     ('"--reward=a b"', '"--objective=grop"', "--objective"),
     ('"train --seed', '"tain --seed', "there is no script tain"),
+    ('"train --seed', f'"{"tain" * 99} --seed', "there is no script taintain"),  # no file name is so long
     ('"--reward=a b"', '"reward"', "unexpected argument 'reward'")])
 def test_a_command_with_a_wrong_flag_stops_a_study_before_its_first(written, ran, old, new, said):
     with pytest.raises(UserError, match=said):
