@@ -102,11 +102,11 @@ def changed(study: dict, cells: dict) -> dict:
     """`{what: {"benchmark", "problem", "answer", "arms", "completions"}}`: the first problem that is wrong with the
     control and right with an arm, in the arm's first unit, and the first with the opposite change. "arms" and
     "completions" are pairs of texts, of the control and of the arm. {} unless the study's file has `changed = {arm =
-    "ARM", file = "FILE.jsonl"}`; FILE has a row for each problem. `cells` is {(arm, unit): cell}."""
+    "ARM", file = "FILE.jsonl"}`, and both were run; FILE has a row for each problem. `cells` is {(arm, unit): cell}."""
     asked, control = study.get("changed"), study.get("control")
-    if not asked:
+    first = next((unit for arm, unit in cells if asked and arm == asked["arm"]), None)
+    if (control, first) not in cells:
         return {}
-    first = next(unit for arm, unit in cells if arm == asked["arm"])
     arms = [control, f"{asked['arm']}, seed {first}"]
     before, after = (files.read_lines(pathlib.Path(cell["work"]) / fill(asked["file"], cell))
                      for cell in (cells[control, first], cells[asked["arm"], first]))

@@ -18,7 +18,7 @@ import numpy as np
 from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
-from rlvr_jax.lab.studies import bank, commands, design, records, rules, sources, statistics, study_figure
+from rlvr_jax.lab.studies import bank, commands, design, earlier, records, rules, sources, statistics, study_figure
 from rlvr_jax.lab.studies.commands import label, units, variables
 from rlvr_jax.runs import files
 from rlvr_jax.runs.origin import commit
@@ -41,6 +41,8 @@ class StudyConfig(Config):
     quick: bool = flag(False, "try the study out: only its first seed, with the flags of its [quick] table; "
                        "written as STUDY_quick, which is no result")
     work_dir: str = flag("", "directory for the runs; empty: runs/STUDY")
+    earlier: str = flag("", "STUDY.json of an earlier start whose runs may be lost: what it has results of is not run "
+                        "again")
     bank: str = flag("runs/bank", "directory of the cache of base models, which studies share")
     jobs: int = flag(1, "number of commands that run in parallel, each with its share of the cores, or a GPU; if "
                      "above 1, their output goes to work_dir/logs", minimum=1)
@@ -53,18 +55,7 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
     """Runs a study, writes its record (JSON), figure (PNG) and page (Markdown), and returns the page's path; None for a
     dry run. Skips commands that have finished in the work directory. Before the first command, `check(line)` may raise
     UserError for a command whose flags are wrong."""
-    name, study = load(config.study)
-    if config.arms:
-        asked, arms = [arm.strip() for arm in config.arms.split(";")], "; ".join(study["arms"])
-        study, wrong = limited(study, asked)
-        unknown = sorted({*asked} - {*study["arms"]})
-        if wrong or unknown:
-            raise UserError(f"--arms={config.arms}: {wrong or f'no arm {unknown[0]}'}; the arms of {name}: {arms}")
-    if config.quick:
-        # How many seeds, bases and examples of the study are run. An empty `story` gives the study a page of its own.
-        counts = {"seeds": 1} | ({"bases": 3, "examples": 3} if study.get("crossed") else {})
-        name, study = name + "_quick", study | {"story": ""} | {
-            key: study[key][:count] for key, count in counts.items() if key in study}
+    name, study = asked(config)
     work = pathlib.Path(config.work_dir or f"runs/{name}")
     out = pathlib.Path(config.out) if config.out else work / "results"
     given = {"work": str(work)} | ({"data": config.data} if config.data else {})
@@ -72,32 +63,59 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
     # An arm without `seeds` of its own is run with all seeds.
     cells = {(arm, label(study, unit)): variables(study, given | {"arm": arm} | unit) for unit in repeated
              for arm, keys in study["arms"].items() if unit["seed"] in keys.get("seeds", [unit["seed"]])}
-    lines = [commands.commands(study, cell, config.quick, config.bank) for cell in cells.values()]
+    lines_of = {key: commands.commands(study, cell, config.quick, config.bank) for key, cell in cells.items()}
     # Checks the commands of the first unit's arms; those of other units differ only in seeds and names.
-    for line in dict.fromkeys(line for each in lines[: len(study["arms"])] for line in each):
+    for line in dict.fromkeys(line for each in list(lines_of.values())[: len(study["arms"])] for line in each):
         check(line)
+    old = earlier.read(config.earlier, name, study)
+    kept = earlier.kept(old, study, lines_of, lambda arm, unit: commands.commands(
+        study, variables(study, given | {"arm": arm} | unit), config.quick, config.bank))
+    now = {key: cell for key, cell in cells.items() if key not in kept}
+    lines = [lines_of[key] for key in now]
     if config.dry_run:
         print(commands.plan(lines, work, config.bank, config.jobs))
         return None
-    finished, earlier = commands.execute(lines, work, config.bank, config.jobs)
+    finished, skipped = commands.execute(lines, work, config.bank, config.jobs)
 
     def known(arm: str, name: str) -> Optional[list]:  # a value for each unit; None: to compute from other measures
-        source = study["measures"][name]
+        source, keys = study["measures"][name], [(arm, label(study, unit)) for unit in repeated]
         return None if isinstance(source, list) else [
-            sources.source_values(name, source, cell) if (cell := cells.get((arm, label(study, unit)))) else None
-            for unit in repeated]
+            sources.source_values(name, source, now[key]) if key in now else kept.get(key, {}).get(name)
+            for key in keys]
 
-    sources.refuse_missing_paths(study, list(cells.values()))
+    sources.refuse_missing_paths(study, list(now.values()))
     measured = measure(study, sources.values_of(study, known, repeated), repeated)
-    summaries, curves = sources.read_runs(study, cells)
+    summaries, curves = (earlier.joined(cells, old.get(key, {}), new)
+                         for key, new in zip(("summaries", "curves"), sources.read_runs(study, now)))
     record = {"study": name} | written(study, measured, repeated)
-    record |= {"origin": origin(config, study, finished, earlier), "summaries": summaries}
+    record |= {"origin": origin(config, study, finished, skipped, kept), "recipes": earlier.recipes(study),
+               "summaries": summaries}
     made = {base.name: bank.note(base) | {"command": line.replace(str(base), "{bank}")}
             for line in finished if (base := bank.made_by(line, config.bank))}
-    for key, value in (("bank", made), ("changed", sources.changed(study, cells)), ("curves", curves)):
+    for key, value in (("bank", old.get("bank", {}) | made), ("curves", curves),
+                       ("changed", kept and old.get("changed") or sources.changed(study, now)),
+                       ("earlier", kept and [*old.get("earlier", []), old["origin"]])):
         record |= {key: value} if value else {}
     out.mkdir(parents=True, exist_ok=True)
     return write([record], out)[0]
+
+
+def asked(config: StudyConfig) -> tuple[str, dict]:
+    """(name, content) of the study, of the arms in --arms alone, and with --quick of its first seed alone. Raises
+    UserError for a bad file or an arm that it lacks."""
+    name, study = load(config.study)
+    if config.arms:
+        wanted, arms = [arm.strip() for arm in config.arms.split(";")], "; ".join(study["arms"])
+        study, wrong = limited(study, wanted)
+        unknown = sorted({*wanted} - {*study["arms"]})
+        if wrong or unknown:
+            raise UserError(f"--arms={config.arms}: {wrong or f'no arm {unknown[0]}'}; the arms of {name}: {arms}")
+    if config.quick:
+        # How many seeds, bases and examples of the study are run. An empty `story` gives the study a page of its own.
+        counts = {"seeds": 1} | ({"bases": 3, "examples": 3} if study.get("crossed") else {})
+        name, study = name + "_quick", study | {"story": ""} | {
+            key: study[key][:count] for key, count in counts.items() if key in study}
+    return name, study
 
 
 def write(new: list[dict], folder: pathlib.Path) -> list[pathlib.Path]:
@@ -293,15 +311,17 @@ def succeeded(values: list, above: float) -> dict:
             "interval": statistics.exact_binomial(count, len(known)) if known else None}
 
 
-def origin(config: StudyConfig, study: dict, finished: list[str], earlier: list[str]) -> str:
-    """A text of the command, commit, hardware and version of JAX, and how many commands an earlier start had finished.
-    XLA_FLAGS, if set, come before the command, because they may change its numbers."""
+def origin(config: StudyConfig, study: dict, finished: list[str], skipped: list[str], kept: dict) -> str:
+    """A text of the command, commit, hardware and version of JAX, how many commands an earlier start had finished, and
+    the (arm, seed) that were `kept` from its record. XLA_FLAGS, if set, come before the command, because they may
+    change its numbers."""
     flags = f"XLA_FLAGS={shlex.quote(os.environ['XLA_FLAGS'])} " if os.environ.get("XLA_FLAGS") else ""
     more = (f" --arms='{config.arms}'" if config.arms else "") + (" --data=DIR" if config.data else "") + (
         " --quick" if config.quick else "")
     seeds = ",".join(map(str, config.seeds or study["seeds"]))
     return (f"`{flags}python -m scripts.study --study={config.study} --seeds={seeds}{more}`, commit "
             f"{commit()}, JAX {jax.__version__} on {jax.devices()[0].device_kind} ({platform.machine()})."
-            + f" {len(earlier)} of its {len(finished)} commands were finished by an earlier start, perhaps at another "
-            "commit." * bool(earlier)
+            + f" {len(skipped)} of its {len(finished)} commands were finished by an earlier start, perhaps at another "
+            "commit." * bool(skipped)
+            + f" From the record of an earlier start: {', '.join(f'{arm} {unit}' for arm, unit in kept)}." * bool(kept)
             + " **Quick: smaller, shorter and one seed, to try the study out. Not a result.**" * config.quick)

@@ -4,13 +4,14 @@ import dataclasses
 import json
 import pathlib
 import shlex
+import shutil
 
 import numpy as np
 import pytest
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.evaluation import estimators
-from rlvr_jax.lab.studies import commands, records, sources, study, study_figure
+from rlvr_jax.lab.studies import commands, earlier, records, sources, study, study_figure
 from rlvr_jax.lab.studies.study import StudyConfig
 from rlvr_jax.report import figures
 
@@ -67,6 +68,47 @@ def test_what_has_finished_is_not_run_again_and_what_failed_is(coin, monkeypatch
     text = study.run(coin[0]).read_text()
     assert len(done) == 7 and len(coin[1]) == len(set(coin[1])) == 9
     assert "7 of its 9 commands were finished by an earlier start" in text
+
+
+def test_what_an_earlier_record_has_is_not_run_again_though_its_runs_are_lost(coin, tmp_path):
+    """In two nights as in one: the same measures, rules, summaries and curves."""
+    one = dataclasses.replace(coin[0], work_dir=str(tmp_path / "one"), out=str(tmp_path / "one"))
+    study.run(one)
+    study.run(dataclasses.replace(coin[0], seeds=(1, 0)))
+    shutil.rmtree(coin[0].work_dir)
+    coin[1].clear()
+    path = str(tmp_path / "results" / "coin.json")
+    text = study.run(dataclasses.replace(coin[0], earlier=path)).read_text()
+    assert len(coin[1]) == 3 and all("2" in line.split("--run_dir=")[1] for line in coin[1])
+    assert "From the record of an earlier start: plain 0, bent 0, plain 1, bent 1." in text
+    both, whole = (json.loads((folder / "coin.json").read_text()) for folder in (tmp_path / "results", tmp_path / "one"))
+    assert "--seeds=1,0" in both.pop("earlier")[0] and "--seeds=0,1,2" in both["origin"]
+    assert both | {"origin": ""} == whole | {"origin": ""}
+    # An arm whose commands have changed since is run again, and the other is not.
+    pathlib.Path(coin[0].study).write_text(STUDY.replace("a b", "c"))
+    shutil.rmtree(coin[0].work_dir)
+    coin[1].clear()
+    study.run(dataclasses.replace(coin[0], earlier=path))
+    assert len(coin[1]) == 6 and all("bent" in line for line in coin[1] if line.startswith("train"))
+    other = str(tmp_path / "none.json")
+    for old, new, file, message in (("a b", "a b", other, "no such file"), ("a b", "a b", "results/one_shot.json", "not a"),
+                                    ("train --", "train --seed=4 --", path, "no arm was made by the commands"),
+                                    ("end = ", 'new = "{arm}{seed}/summary.json: a"\nend = ', path, "it has no 'new'")):
+        pathlib.Path(coin[0].study).write_text(STUDY.replace(old, new, 1))
+        with pytest.raises(UserError, match=f"--earlier={file}: {message}"):
+            study.run(dataclasses.replace(coin[0], earlier=file))
+
+
+def test_problems_of_an_earlier_record_are_paired_with_new_ones_and_a_shared_run_is_kept_for_all_seeds(tmp_path):
+    cells = {("base", 0): ["measure"], ("base", 1): ["measure"], ("one", 0): ["train 0"], ("one", 1): ["train 1"]}
+    content = {"seeds": [0], "commands": {}, "arms": {"base": {}, "one": {"seeds": [0]}}}
+    record = {"recipes": earlier.recipes(content), "seeds": [0], "measures": {
+        "base": {"right": {"seeds": [.5], "of_problems": [[0, 1]]}, "rate": {"seeds": [.25]}},
+        "one": {"right": {"seeds": [None], "of_problems": [None]}, "rate": {"seeds": [None]}}}}
+    content["arms"]["one"]["seeds"] = [0, 1]  # more seeds are no other commands
+    kept = earlier.kept(record, content, cells, lambda arm, unit: cells[arm, unit["seed"]])
+    assert kept.keys() == {("base", 0), ("base", 1)}
+    assert kept["base", 1]["right"].tolist() == [0, 1] and kept["base", 1]["rate"] == .25
 
 
 def test_a_study_of_some_arms_has_their_rules_alone_and_needs_its_control(coin, tmp_path):
