@@ -116,13 +116,8 @@ def execute(cells: list[list[str]], work: pathlib.Path, bases: str = "", jobs: i
 def finished(cells: list[list[str]], work: pathlib.Path, bases: str) -> tuple[list[str], list[str]]:
     """(all commands of the cells, each once; those of them that have finished)."""
     wanted = list(dict.fromkeys(line for lines in cells for line in lines))
-    notes = noted(work)
-
-    def has_finished(line: str) -> bool:
-        base = bank.made_by(line, bases)
-        return bool(bank.note(base)) if base else line in notes
-
-    return wanted, [line for line in wanted if has_finished(line)]
+    notes, made = noted(work), {line: bank.made_by(line, bases) for line in wanted}
+    return wanted, [line for line in wanted if (bank.note(made[line]) if made[line] else line in notes)]
 
 
 def noted(work: pathlib.Path) -> list[str]:

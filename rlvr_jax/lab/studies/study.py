@@ -67,7 +67,7 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
     # Checks the commands of the first unit's arms; those of other units differ only in seeds and names.
     for line in dict.fromkeys(line for each in list(lines_of.values())[: len(study["arms"])] for line in each):
         check(line)
-    old = earlier.read(config.earlier, name, study)
+    old = earlier.read(config.earlier, study)
     kept = earlier.kept(old, study, lines_of, lambda arm, unit: commands.commands(
         study, variables(study, given | {"arm": arm} | unit), config.quick, config.bank))
     now = {key: cell for key, cell in cells.items() if key not in kept}
@@ -85,7 +85,7 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
 
     sources.refuse_missing_paths(study, list(now.values()))
     measured = measure(study, sources.values_of(study, known, repeated), repeated)
-    summaries, curves = (earlier.joined(cells, old.get(key, {}), new)
+    summaries, curves = (earlier.joined(kept, old.get(key, {}), new)
                          for key, new in zip(("summaries", "curves"), sources.read_runs(study, now)))
     record = {"study": name} | written(study, measured, repeated)
     record |= {"origin": origin(config, study, finished, skipped, kept), "recipes": earlier.recipes(study),

@@ -39,12 +39,10 @@ def fault(study: dict) -> str:
     """A message on what is wrong with [figure], `table` or `shown` of a study's file; "" if nothing is wrong."""
     figure, shown = study.get("figure", {}), study.get("shown", {})
     wrong = [key for key, value in figure.items() if not isinstance(value, KINDS.get(key, ()))]
-    if len(figure.get("arrows", [""] * 4)) != 4:
-        wrong.append("arrows")
-    if ("heat" in figure) != ("pairs" in figure):
-        wrong.append("heat")
-    if not wrong and not all(isinstance(pair, list) and len(pair) == 2 for pair in figure.get("pairs", [])):
-        wrong.append("pairs")
+    if not wrong:
+        pairs, arrows = figure.get("pairs", []), figure.get("arrows", [""] * 4)
+        wrong = ["arrows"] * (len(arrows) != 4) + ["heat"] * (("heat" in figure) != ("pairs" in figure)) + [
+            "pairs" for pair in pairs if not (isinstance(pair, list) and len(pair) == 2)]
     if wrong:
         return f"[figure] {wrong[0]} is not as it should be; docs/studies.md has {', '.join(KINDS)}"
     most = {"arms": records.MOST_ARMS, "measures": records.MOST_MEASURES}

@@ -91,9 +91,9 @@ def test_what_an_earlier_record_has_is_not_run_again_though_its_runs_are_lost(co
     study.run(dataclasses.replace(coin[0], earlier=path))
     assert len(coin[1]) == 6 and all("bent" in line for line in coin[1] if line.startswith("train"))
     other = str(tmp_path / "none.json")
-    for old, new, file, message in (("a b", "a b", other, "no such file"), ("a b", "a b", "results/one_shot.json", "not a"),
-                                    ("train --", "train --seed=4 --", path, "no arm was made by the commands"),
-                                    ("end = ", 'new = "{arm}{seed}/summary.json: a"\nend = ', path, "it has no 'new'")):
+    for old, new, file, message in (("a b", "a b", other, "no such file"), ("a b", "a b", "results/one_shot.json", "no arm"),
+                                    ("train --", "train --seed=4 --", path, "no arm was run and measured there as"),
+                                    ("end = ", 'new = "{arm}{seed}/summary.json: a"\nend = ', path, "no arm")):
         pathlib.Path(coin[0].study).write_text(STUDY.replace(old, new, 1))
         with pytest.raises(UserError, match=f"--earlier={file}: {message}"):
             study.run(dataclasses.replace(coin[0], earlier=file))
@@ -101,7 +101,7 @@ def test_what_an_earlier_record_has_is_not_run_again_though_its_runs_are_lost(co
 
 def test_problems_of_an_earlier_record_are_paired_with_new_ones_and_a_shared_run_is_kept_for_all_seeds(tmp_path):
     cells = {("base", 0): ["measure"], ("base", 1): ["measure"], ("one", 0): ["train 0"], ("one", 1): ["train 1"]}
-    content = {"seeds": [0], "commands": {}, "arms": {"base": {}, "one": {"seeds": [0]}}}
+    content = {"seeds": [0], "commands": {}, "arms": {"base": {}, "one": {"seeds": [0]}}, "measures": {}}
     record = {"recipes": earlier.recipes(content), "seeds": [0], "measures": {
         "base": {"right": {"seeds": [.5], "of_problems": [[0, 1]]}, "rate": {"seeds": [.25]}},
         "one": {"right": {"seeds": [None], "of_problems": [None]}, "rate": {"seeds": [None]}}}}
