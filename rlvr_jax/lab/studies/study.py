@@ -60,7 +60,6 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
     out = pathlib.Path(config.out) if config.out else work / "results"
     given = {"work": str(work)} | ({"data": config.data} if config.data else {})
     repeated = units(study, [int(seed) for seed in config.seeds or study["seeds"]])
-    # An arm without `seeds` of its own is run with all seeds.
     cells = {(arm, label(study, unit)): variables(study, given | {"arm": arm} | unit) for unit in repeated
              for arm, keys in study["arms"].items() if unit["seed"] in keys.get("seeds", [unit["seed"]])}
     lines_of = {key: commands.commands(study, cell, config.quick, config.bank) for key, cell in cells.items()}
@@ -94,7 +93,8 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
             for line in finished if (base := bank.made_by(line, config.bank))}
     for key, value in (("bank", old.get("bank", {}) | made), ("curves", curves),
                        ("changed", kept and old.get("changed") or sources.changed(study, now)),
-                       ("earlier", kept and [*old.get("earlier", []), old["origin"]])):
+                       ("earlier", kept and [*old.get("earlier", []), old["origin"]]),
+                       ("rules_before", kept and old.get("rules_before"))):
         record |= {key: value} if value else {}
     out.mkdir(parents=True, exist_ok=True)
     return write([record], out)[0]
