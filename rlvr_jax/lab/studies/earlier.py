@@ -12,16 +12,17 @@ from rlvr_jax.lab.studies import records
 from rlvr_jax.lab.studies.commands import units
 
 
-def read(path: str, study: dict) -> dict:
-    """The record in the file `path`; {} without a path. UserError if no arm of it has the study's present recipe."""
+def read(path: str, name: str, study: dict) -> dict:
+    """The record in the file `path`; {} without a path. UserError if it is not of the study `name` (that of --quick has
+    another name), or if no arm of it has the study's present recipe."""
     if not path:
         return {}
     if not pathlib.Path(path).is_file():
         raise UserError(f"--earlier={path}: no such file; give the STUDY.json that an earlier start wrote")
     record = records.read(pathlib.Path(path))
-    if not same_arms(record, study):
-        raise UserError(f"--earlier={path}: no arm was run and measured there as the study's file has it now; leave "
-                        "--earlier out, and all is run again")
+    if record.get("study") != name or not same_arms(record, study):
+        raise UserError(f"--earlier={path}: no arm of {name} was run and measured there as the study's file has it; "
+                        "leave --earlier out, and all is run again")
     return record
 
 

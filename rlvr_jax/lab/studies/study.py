@@ -66,7 +66,7 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
     # Checks the commands of the first unit's arms; those of other units differ only in seeds and names.
     for line in dict.fromkeys(line for each in list(lines_of.values())[: len(study["arms"])] for line in each):
         check(line)
-    old = earlier.read(config.earlier, study)
+    old = earlier.read(config.earlier, name, study)
     kept = earlier.kept(old, study, lines_of, lambda arm, unit: commands.commands(
         study, variables(study, given | {"arm": arm} | unit), config.quick, config.bank))
     now = {key: cell for key, cell in cells.items() if key not in kept}
@@ -312,9 +312,7 @@ def succeeded(values: list, above: float) -> dict:
 
 
 def origin(config: StudyConfig, study: dict, finished: list[str], skipped: list[str], kept: dict) -> str:
-    """A text of the command, commit, hardware and version of JAX, how many commands an earlier start had finished, and
-    the (arm, seed) that were `kept` from its record. XLA_FLAGS, if set, come before the command, because they may
-    change its numbers."""
+    """A text of the command, commit, hardware and JAX's version, how many commands an earlier start had finished, and the (arm, seed) `kept` from its record. XLA_FLAGS, if set, come first, because they may change the numbers."""
     flags = f"XLA_FLAGS={shlex.quote(os.environ['XLA_FLAGS'])} " if os.environ.get("XLA_FLAGS") else ""
     more = (f" --arms='{config.arms}'" if config.arms else "") + (" --data=DIR" if config.data else "") + (
         " --quick" if config.quick else "")

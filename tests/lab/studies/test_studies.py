@@ -81,7 +81,7 @@ def test_what_an_earlier_record_has_is_not_run_again_though_its_runs_are_lost(co
     text = study.run(dataclasses.replace(coin[0], earlier=path)).read_text()
     assert len(coin[1]) == 3 and all("2" in line.split("--run_dir=")[1] for line in coin[1])
     assert "From the record of an earlier start: plain 0, bent 0, plain 1, bent 1." in text
-    both, whole = (json.loads((folder / "coin.json").read_text()) for folder in (tmp_path / "results", tmp_path / "one"))
+    both, whole = (json.loads((tmp_path / name / "coin.json").read_text()) for name in ("results", "one"))
     assert "--seeds=1,0" in both.pop("earlier")[0] and "--seeds=0,1,2" in both["origin"]
     assert both | {"origin": ""} == whole | {"origin": ""}
     # An arm whose commands have changed since is run again, and the other is not.
@@ -90,9 +90,10 @@ def test_what_an_earlier_record_has_is_not_run_again_though_its_runs_are_lost(co
     coin[1].clear()
     study.run(dataclasses.replace(coin[0], earlier=path))
     assert len(coin[1]) == 6 and all("bent" in line for line in coin[1] if line.startswith("train"))
-    other = str(tmp_path / "none.json")
-    for old, new, file, message in (("a b", "a b", other, "no such file"), ("a b", "a b", "results/one_shot.json", "no arm"),
-                                    ("train --", "train --seed=4 --", path, "no arm was run and measured there as"),
+    quick = str(study.run(dataclasses.replace(one, work_dir=str(tmp_path / "few"), quick=True)).with_suffix(".json"))
+    for old, new, file, message in (("a b", "a b", str(tmp_path / "none.json"), "no such file"),
+                                    ("a b", "c", quick, "no arm of coin was run and measured there as"),
+                                    ("train --", "train --seed=4 --", path, "no arm"),
                                     ("end = ", 'new = "{arm}{seed}/summary.json: a"\nend = ', path, "no arm")):
         pathlib.Path(coin[0].study).write_text(STUDY.replace(old, new, 1))
         with pytest.raises(UserError, match=f"--earlier={file}: {message}"):
