@@ -312,7 +312,8 @@ def succeeded(values: list, above: float) -> dict:
 
 
 def origin(config: StudyConfig, study: dict, finished: list[str], skipped: list[str], kept: dict) -> str:
-    """A text of the command, commit, hardware and JAX's version, how many commands an earlier start had finished, and the (arm, seed) `kept` from its record. XLA_FLAGS, if set, come first, because they may change the numbers."""
+    """A text of the command, commit, hardware and JAX's version, how many commands an earlier start had finished, and
+    the (arm, seed) `kept` from its record. XLA_FLAGS, if set, come first, because they may change the numbers."""
     flags = f"XLA_FLAGS={shlex.quote(os.environ['XLA_FLAGS'])} " if os.environ.get("XLA_FLAGS") else ""
     more = (f" --arms='{config.arms}'" if config.arms else "") + (" --data=DIR" if config.data else "") + (
         " --quick" if config.quick else "")
