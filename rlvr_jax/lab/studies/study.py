@@ -87,7 +87,7 @@ def run(config: StudyConfig, check: Callable[[str], None] = lambda line: None) -
     summaries, curves = (earlier.joined(kept, old.get(key, {}), new)
                          for key, new in zip(("summaries", "curves"), sources.read_runs(study, now)))
     record = {"study": name} | written(study, measured, repeated)
-    record |= {"origin": origin(config, study, finished, skipped, kept), "recipes": earlier.recipes(study),
+    record |= {"origin": origin(config, study, finished, skipped, len(kept)), "recipes": earlier.recipes(study),
                "summaries": summaries}
     made = {base.name: bank.note(base) | {"command": line.replace(str(base), "{bank}")}
             for line in finished if (base := bank.made_by(line, config.bank))}
@@ -311,9 +311,9 @@ def succeeded(values: list, above: float) -> dict:
             "interval": statistics.exact_binomial(count, len(known)) if known else None}
 
 
-def origin(config: StudyConfig, study: dict, finished: list[str], skipped: list[str], kept: dict) -> str:
+def origin(config: StudyConfig, study: dict, finished: list[str], skipped: list[str], kept: int) -> str:
     """A text of the command, commit, hardware and JAX's version, how many commands an earlier start had finished, and
-    the (arm, seed) `kept` from its record. XLA_FLAGS, if set, come first, because they may change the numbers."""
+    how many runs were `kept` from its record. XLA_FLAGS, if set, come first: they may change the numbers."""
     flags = f"XLA_FLAGS={shlex.quote(os.environ['XLA_FLAGS'])} " if os.environ.get("XLA_FLAGS") else ""
     more = (f" --arms='{config.arms}'" if config.arms else "") + (" --data=DIR" if config.data else "") + (
         " --quick" if config.quick else "")
@@ -322,5 +322,5 @@ def origin(config: StudyConfig, study: dict, finished: list[str], skipped: list[
             f"{commit()}, JAX {jax.__version__} on {jax.devices()[0].device_kind} ({platform.machine()})."
             + f" {len(skipped)} of its {len(finished)} commands were finished by an earlier start, perhaps at another "
             "commit." * bool(skipped)
-            + f" From the record of an earlier start: {', '.join(f'{arm} {unit}' for arm, unit in kept)}." * bool(kept)
+            + f" {kept} of its runs are from an earlier record." * bool(kept)
             + " **Quick: smaller, shorter and one seed, to try the study out. Not a result.**" * config.quick)

@@ -80,7 +80,7 @@ def test_what_an_earlier_record_has_is_not_run_again_though_its_runs_are_lost(co
     path = str(tmp_path / "results" / "coin.json")
     text = study.run(dataclasses.replace(coin[0], earlier=path)).read_text()
     assert len(coin[1]) == 3 and all("2" in line.split("--run_dir=")[1] for line in coin[1])
-    assert "From the record of an earlier start: plain 0, bent 0, plain 1, bent 1." in text
+    assert "4 of its runs are from an earlier record." in text
     both, whole = (json.loads((tmp_path / name / "coin.json").read_text()) for name in ("results", "one"))
     assert "--seeds=1,0" in both.pop("earlier")[0] and "--seeds=0,1,2" in both["origin"]
     assert both | {"origin": ""} == whole | {"origin": ""}
