@@ -100,15 +100,17 @@ def test_what_an_earlier_record_has_is_not_run_again_though_its_runs_are_lost(co
             study.run(dataclasses.replace(coin[0], earlier=file))
 
 
-def test_problems_of_an_earlier_record_are_paired_with_new_ones_and_a_shared_run_is_kept_for_all_seeds(tmp_path):
-    cells = {("base", 0): ["measure"], ("base", 1): ["measure"], ("one", 0): ["train 0"], ("one", 1): ["train 1"]}
-    content = {"seeds": [0], "commands": {}, "arms": {"base": {}, "one": {"seeds": [0]}}, "measures": {}}
+def test_problems_of_an_earlier_record_are_paired_with_new_ones_and_a_shared_run_is_kept_for_all_seeds():
+    cells = {("base", 0): ["measure"], ("base", 1): ["measure"], ("one", 0): ["train 0"], ("one", 1): ["train 1"],
+             ("new", 0): ["train 2"]}
+    content = {"seeds": [0], "commands": {}, "arms": {"base": {}, "one": {"seeds": [0]}, "new": {}}, "measures": {}}
     record = {"recipes": earlier.recipes(content), "seeds": [0], "measures": {
         "base": {"right": {"seeds": [.5], "of_problems": [[0, 1]]}, "rate": {"seeds": [.25]}},
-        "one": {"right": {"seeds": [None], "of_problems": [None]}, "rate": {"seeds": [None]}}}}
+        "one": {"right": {"seeds": [1.0], "of_problems": [[1, 1]]}, "rate": {"seeds": [None]}},
+        "new": {"right": {"seeds": [None], "of_problems": [None]}, "rate": {"seeds": [None]}}}}
     content["arms"]["one"]["seeds"] = [0, 1]  # more seeds are no other commands
     kept = earlier.kept(record, content, cells, lambda arm, unit: cells[arm, unit["seed"]])
-    assert kept.keys() == {("base", 0), ("base", 1)}
+    assert kept.keys() == {("base", 0), ("base", 1), ("one", 0)}
     assert kept["base", 1]["right"].tolist() == [0, 1] and kept["base", 1]["rate"] == .25
 
 
