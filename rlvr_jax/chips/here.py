@@ -130,23 +130,28 @@ GB: the largest peak of a program on one device, with all that stays there (`sta
 Hours of the run and seconds of a call are lower bounds for completions of full length: FLOPs over the published peak
 (`compute`) or bytes over the published bandwidth (`memory`), whichever takes longer, without communication and
 evaluations. At 40 %: lengths are the longest times u^1.5, u evenly spaced in (0, 1]. A TPU's second number is libtpu's
-estimate by cycles. A small state, below {:g} GB, has no times: kernels read from caches, so that bytes bound nothing.
+estimate by cycles.
 
 {}
+
+A state below {:g} GB has no times: kernels read from caches, so that bytes bound nothing. It fits (GB at the peak): {}.
 """
 
 
 def format_page(results: dict[str, dict]) -> str:
     """Returns the page for {command: its record}: whether each run fits on its chip, and how long it takes at least."""
-    rows = []
+    rows, small = [], {}
     for command, result in results.items():
         peak, largest = max((program["peak"] or 0, which) for which, program in result["programs"].items())
+        name, fits = re.search(r"--flagfile=configs/(\S+)\.flags", command)[1], result["verdict"].startswith("fits")
         steps, bounded = num_steps(command), result["step"] and result["state"] >= CACHED
+        if fits and result["state"] < CACHED:
+            small.setdefault(name, []).append(f"{result['chip']} {peak / 1e9:.2f}")
+            continue
         hours = [f"{steps * result[key] / 3600:,.1f}" if bounded else "" for key in ("step", "step_at_40")]
-        rows.append([re.search(r"--flagfile=configs/(\S+)\.flags", command)[1], result["chip"],
-                     "yes" if result["verdict"].startswith("fits") else result["verdict"],
+        rows.append([name, result["chip"], "yes" if fits else result["verdict"],
                      f"{peak / 1e9:.2f} of {result['usable'] / 1e9:.1f}, {largest}", steps, *hours,
                      *(format_bound(result, which) if bounded else "" for which in ("sampling", "update"))])
-    compilers = "; ".join(dict.fromkeys(result["compiler"] for result in results.values()))
-    return PAGE.format(compilers, CACHED / 1e9, markdown_table([
-        "flag file", "chip", "fits", "GB", "steps", "hours", "at 40 %", "sampling, s", "update, s"], rows))
+    table = markdown_table(["flag file", "chip", "fits", "GB", "steps", "hours", "at 40 %", "sampling, s", "update, s"], rows)
+    return PAGE.format("; ".join(dict.fromkeys(result["compiler"] for result in results.values())), table, CACHED / 1e9,
+                       "; ".join(f"{name} on {', '.join(chips)}" for name, chips in small.items()) or "none")

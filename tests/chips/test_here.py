@@ -55,11 +55,11 @@ def test_the_page_has_what_each_command_at_the_head_of_a_flag_file_found(monkeyp
     """One command for each chip, in the order of the files; commands with a result in the record do not run again."""
     configs = tmp_path / "configs"
     configs.mkdir()
-    (configs / "a.flags").write_text("# Words.\n#   python -m scripts.compile --chip=v5e-1,H100 "
+    (configs / "a.flags").write_text("# Words.\n#   python -m scripts.compile --chip=v5e-1,H100,T4 "
                                      "--flagfile=configs/a.flags \\\n#     --fit\n--flagfile=configs/b.flags\n")
     (configs / "b.flags").write_text("#   python -m scripts.train --flagfile=configs/b.flags\n--num_steps=72\n")
     monkeypatch.setattr(here, "FLAG_FILES", configs)
-    lines = [f"scripts.compile --flagfile=configs/a.flags --fit --chip={name}" for name in ("v5e-1", "H100")]
+    lines = [f"scripts.compile --flagfile=configs/a.flags --fit --chip={name}" for name in ("v5e-1", "H100", "T4")]
     assert list(here.commands()) == lines
     page, ran = tmp_path / "chips.md", []
 
@@ -68,7 +68,7 @@ def test_the_page_has_what_each_command_at_the_head_of_a_flag_file_found(monkeyp
         ran.append(name)
         call = {"peak": 2e9, "best": 1.0, "bytes": CHIPS[name].bandwidth, "by_cycles": 0.0}
         one = {"chip": name, "compiler": "c", "usable": 16e9, "state": 2e9 if name == "H100" else 2e6, "step": 1250.0,
-               "step_at_40": 50.0, "verdict": "fits" if name == "H100" else "does not fit: update", "programs": {
+               "step_at_40": 50.0, "verdict": "does not fit: update" if name == "v5e-1" else "fits", "programs": {
                    "sampling": call, "update": call | {"peak": None, "best": 1249.0, "by_cycles": 1999.6}}}
         pathlib.Path(out).write_text(json.dumps({"chips": [one]}))
 
@@ -77,10 +77,11 @@ def test_the_page_has_what_each_command_at_the_head_of_a_flag_file_found(monkeyp
     written = page.read_text()
     assert ("| a | v5e-1 | does not fit: update | 2.00 of 16.0, sampling | 72 |  |  |  |  |\n"  # small: no bound
             "| a | H100 | yes | 2.00 of 16.0, sampling | 72 | 25.0 | 1.0 | 1.0 memory | 1,249.0 compute, 1,999.6 |\n"
-            ) in written  # 72 steps of 1,250 s are 25 hours
+            "\nA state below 1 GB") in written  # 72 steps of 1,250 s are 25 hours
+    assert written.endswith("It fits (GB at the peak): a on T4 2.00.\n")
     record = json.loads((tmp_path / "chips.json").read_text())
     del record[lines[0]]
     (tmp_path / "chips.json").write_text(json.dumps(record | {"scripts.compile --gone": {}}))
     compile.run(CompileConfig.from_flags(page=str(page)))
-    assert ran == ["v5e-1", "H100", "v5e-1"] and list(json.loads((tmp_path / "chips.json").read_text())) == lines
+    assert ran == ["v5e-1", "H100", "T4", "v5e-1"] and list(json.loads((tmp_path / "chips.json").read_text())) == lines
     assert page.read_text() == written

@@ -169,7 +169,8 @@ def test_the_page_shows_the_answer_the_rules_its_verdict_and_the_command(coin, t
     text = study.run(coin[0]).read_text()
     for wanted in ("# A coin", "**Question.** Is it fair?", "**Known before.** Nothing.",
                    "**Answer.** Held: the bent one gains more, 0.203 [0.189, 0.218].", "[coin.json](coin.json)",
-                   "**The prediction held, by the primary rule. Of the other rules: 1 held, 0 failed, 0 undecided.**",
+                   "**[The prediction held](README.md#how-to-read), by the primary rule. Of the other rules: 1 held, "
+                   "0 failed, 0 undecided.**",
                    "| the bent one gains more (**primary**) | 0.203 [0.189, 0.218] | held |", "![A coin](coin.png)",
                    "`XLA_FLAGS=--xla_allow_excess_precision=false python -m scripts.study", "--seeds=0,1,2`, commit",
                    "Means over 3 seeds, 95 % intervals over these; after"):
@@ -197,7 +198,7 @@ def test_quick_is_one_seed_with_other_flags_under_another_name(coin, tmp_path):
     config = StudyConfig(study=coin[0].study, quick=True, work_dir=coin[0].work_dir, out=coin[0].out)
     path = study.run(config)
     text = path.read_text()
-    assert path.name == "coin_quick.md" and "Not a result" in text and "**The prediction is undecided," in text
+    assert path.name == "coin_quick.md" and "Not a result" in text and "**[The prediction is undecided](" in text
     assert "| 0.200 | undecided: one seed |" in text
     assert len(coin[1]) == 3 and all(line.endswith("--num_steps=1") for line in coin[1] if line.startswith("train"))
 
@@ -232,18 +233,18 @@ def test_a_page_answers_with_the_words_of_its_abstract_and_the_numbers_that_it_n
     assert f"**Answer.** Up to {records.shown(record['end'])}, {gain}." in text
 
 
-def test_a_page_shows_the_first_problems_that_changed(tmp_path):
+def test_a_page_shows_the_first_problem_that_changed_with_the_shorter_completions(tmp_path):
     right = {"before": [1, 0, 1, 0, 1], "after": [1, 0, 0, 1, 0]}
     cells = {("base", 0): {"work": str(tmp_path), "of": "before"}, ("one", 0): {"work": str(tmp_path), "of": "after"}}
     for name, rights in right.items():
         write_jsonl(tmp_path / f"{name}.jsonl", *(
-            {"benchmark": "b", "problem": i, "answer": "4", "correct": bool(x), "completion": f"{name} {i}: $<4>$\nend"}
-            for i, x in enumerate(rights)))
+            {"benchmark": "b", "problem": i, "answer": "4", "correct": bool(x),
+             "completion": f"{name} {i}: $<4>$\nend{'!' * (i == 2)}"} for i, x in enumerate(rights)))
     found = sources.changed({"control": "base", "changed": {"arm": "one", "file": "{of}.jsonl"}}, cells)
     assert [pair["problem"] for pair in found.values()] == [3, 2]
     text = records.changed({"changed": found})
     assert "became right: problem 3 of b, answer 4.\n\n<table><tr>" in text and "<td valign=\"top\">one, seed 0</td>" in text
-    assert "before 3: &#36;&lt;4&gt;&#36;<br>end</td>" in text and "after 2" in text and "before 0" not in text
+    assert "before 3: &#36;&lt;4&gt;&#36;<br>end</td>" in text and "after 2" not in text and "before 0" not in text
     assert records.changed({}) == ""
 
 
