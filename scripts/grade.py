@@ -4,10 +4,10 @@ r"""Grades the completions in a file, without sampling again.
   python -m scripts.grade --completions=runs/eval/completions.jsonl --out=reward.jsonl --grader=original
 
 Rows need a completion and an answer; OUT has the same rows with correct, extracted, graded_by and timed_out. By
-default, completions are graded as scripts.evaluate grades them: an answer may have one of several formats, and values
-are compared mathematically. --grader=original grades by the released training reward, which looks only into the last
-\boxed{} and has its own rules of equality. results/graders.md shows where the two graders differ. Grading LaTeX needs
-pip install -e '.[real]'.
+default, completions are graded as scripts.evaluate grades those of files: an answer may have one of several formats,
+and values are compared mathematically; for problems that are drawn, give the --answer_format that their "graded_by"
+names. --grader=original grades by the released training reward, which looks only into the last \boxed{} and has its
+own rules of equality. results/graders.md shows where the two differ. Grading LaTeX needs pip install -e '.[real]'.
 """
 
 from scripts import cli

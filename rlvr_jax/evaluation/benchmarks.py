@@ -91,9 +91,10 @@ def sample_benchmarks(config: EvaluateConfig, loaded: LanguageModel, folder: Fol
 def truncate_rows(benchmark: Benchmark, rows: list[dict], cut: int) -> list[dict]:
     """Returns the rows as if sampling had ended after `cut` tokens: row["cut"] becomes the completion, judged anew."""
     judged = benchmark.judge([row["cut"] for row in rows], [benchmark.problems[row["problem"]] for row in rows])
+    uncut = [{key: value for key, value in row.items() if key != "confidence"} for row in rows]
     return [row | verdict | {"completion": row["cut"], "num_tokens": min(row["num_tokens"], cut),
                              "truncated": row["truncated"] or row["num_tokens"] > cut}
-            for row, verdict in zip(rows, judged)]
+            for row, verdict in zip(uncut, judged)]
 
 
 def combine_summaries(summaries: dict[str, dict]) -> dict:
@@ -105,13 +106,18 @@ def combine_summaries(summaries: dict[str, dict]) -> dict:
 
 def load_benchmarks(config: EvaluateConfig, loaded: LanguageModel) -> list[Benchmark]:
     """Returns a benchmark for each source in --problems, sampled as --protocol says. UserError if flags conflict."""
+    check_sampling(config)
+    by_flags = lambda stem: (config.num_samples, config.temperature)
+    return load_sets(config.kept, loaded, PROTOCOLS.get(config.protocol, by_flags))
+
+
+def check_sampling(config: EvaluateConfig) -> None:
+    """Raises UserError if the flags that say how often, and at which temperature, to sample conflict."""
     if config.protocol in PROTOCOLS and (config.num_samples, config.temperature) != (1, 0.0):
         raise UserError(f"--protocol={config.protocol} decides --num_samples and --temperature: leave those out")
     if config.num_samples > 1 and config.temperature == 0:
         raise UserError(f"--num_samples={config.num_samples} at --temperature=0 are one completion, repeated; give a "
                         "temperature above 0")
-    by_flags = lambda stem: (config.num_samples, config.temperature)
-    return load_sets(config.kept, loaded, PROTOCOLS.get(config.protocol, by_flags))
 
 
 def load_sets(config: KeptConfig, loaded: LanguageModel, protocol: Callable = lambda stem: (1, 0.0)) -> list[Benchmark]:

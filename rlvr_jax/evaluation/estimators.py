@@ -50,9 +50,15 @@ def maj_at_k(answers: list[str], correct: list[bool], k: int) -> float:
     return float(np.mean(wins_SxC @ right_C / np.maximum(wins_SxC.sum(-1), 1)))
 
 
-def bootstrap(values_P: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `values_P`, f[P], a value of each problem, by resampling the problems."""
-    return bootstrap_statistic(lambda means: means, values_P)
+def bootstrap(values_P: np.ndarray, span: tuple[float, float] = (0.0, 1.0)) -> tuple[float, float]:
+    """95 % percentile interval of the mean of `values_P`, f[P], a value of each problem, by resampling the problems.
+    Resamples of equal values are all alike, which says nothing of other problems. Then the share of problems with any
+    other value within `span`, the range of a value, is taken as the upper end of Wilson's interval for none in P."""
+    values_P = np.asarray(values_P, float)
+    if np.ptp(values_P) or not np.isfinite(span).all():
+        return bootstrap_statistic(lambda means: means, values_P)
+    value, others = values_P[0], wilson(0.0, len(values_P))[1]
+    return tuple(float(value + others * (end - value)) for end in span)
 
 
 def bootstrap_statistic(statistic: Callable, *columns: np.ndarray, reduce: Callable = np.mean) -> tuple[float, float]:

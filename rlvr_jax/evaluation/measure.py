@@ -179,8 +179,8 @@ class Heldout(NamedTuple):
 
 def make_heldout(heldout: Heldout, loaded: LanguageModel, sample: Callable, trained: set[str],
                  keep: Optional[Callable] = None) -> Callable:
-    """Returns `evaluate(params, step) -> {"eval/NAME": value}`: `measure_heldout` on problems whose prompts are not in
-    `trained`, or {} for the source "none". `sample` is as in `Sampler`. Raises UserError if no such problem is left."""
+    """Returns `evaluate(params, step) -> {"eval/NAME": value}`: `measure_heldout` on problems whose prompt and question
+    are not in `trained`, or {} for the source "none". `sample` is as in `Sampler`. UserError if no problem is left."""
     if heldout.source.problems == "none":
         return lambda params, step: {}
     drawn = [*filter(is_drawn, heldout.source.problems.split(","))]
@@ -188,7 +188,8 @@ def make_heldout(heldout: Heldout, loaded: LanguageModel, sample: Callable, trai
         raise UserError(f"--eval_size=0 is all of a file, and problems of {', '.join(drawn)} are drawn: give their "
                         "number, or --heldout=none to measure nothing")
     unseen = [problem for problem in load_problems(heldout.source, loaded.tokenizer, heldout.config.heldout_split,
-                                                   heldout.config.eval_size) if problem.prompt not in trained]
+                                                   heldout.config.eval_size)
+              if not trained & {problem.prompt, problem.question}]
     if not unseen:
         raise UserError(f"--heldout={heldout.source.problems} leaves no problem that is not trained on; name another "
                         "file, or none")

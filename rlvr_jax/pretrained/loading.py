@@ -40,7 +40,9 @@ def load_model(name: str, dtype: str = "float32", params_dtype: str = "float32")
     if name == "smollm2" or (path.suffix == ".gguf" and path.is_file()):
         path = gguf_file.smollm2_path() if name == "smollm2" else path
         config, params, tokenizer = gguf_file.load(path, params_dtype)
-    elif (path / "config.json").is_file():
+    elif (path / "config.json").is_file() and not checkpoint.steps(str(path)):  # a run's directory may hold an export
+        if step and not name.startswith("hf:"):
+            raise UserError(f"--model={name}: @ names a checkpoint of a run, and {directory} is a Hugging Face folder")
         config, params = huggingface.load_folder(path, params_dtype)
         tokenizer = load_tokenizer(path)
     elif path.is_dir():

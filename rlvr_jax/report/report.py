@@ -83,7 +83,7 @@ def changes(table: dict, heldout: list[dict]) -> list[dict]:
         ends = (before, after)
         if all(ends) and before["step"] < after["step"] and all(finite(e["greedy"]) and e["n"] for e in ends):
             paired = before["step"] in right and after["step"] in right
-            low, high = (estimators.bootstrap(right[after["step"]] - right[before["step"]]) if paired else
+            low, high = (estimators.bootstrap(right[after["step"]] - right[before["step"]], (-1, 1)) if paired else
                          difference_interval(before["greedy"], after["greedy"], after["n"]))
             (_, end_of_lower), (start_of_upper, _) = sorted(wilson(end["greedy"], end["n"]) for end in ends)
             rows.append({"start": start, "change": after["greedy"] - before["greedy"], "low": low, "high": high,

@@ -27,10 +27,13 @@ def parse_reward(text: str) -> list[tuple[str, Reward, float]]:
 
 
 def check_reward(config: RewardConfig, objective: str) -> None:
-    """Raises UserError if a reward of --reward cannot be used with `objective`, or if two have `Reward.targets`."""
+    """Raises UserError if a reward of --reward cannot be used with `objective`, if two have `Reward.targets`, and for
+    `overlong` without its buffer."""
     rows = [row for _, row, _ in parse_reward(config.reward)]
     for reason in filter(None, (row.check(objective) for row in rows)):
         raise UserError(reason)
+    if not config.overlong_buffer and "overlong" in [name for name, _, _ in parse_reward(config.reward)]:
+        raise UserError("--reward=overlong is 0 without --overlong_buffer: also give that number of tokens")
     if sum(row.targets is not None for row in rows) > 1:
         raise UserError(f"--reward={config.reward}: two of these replace the tokens to learn; use only one of them")
 
@@ -99,7 +102,11 @@ def make_scorer(config: RewardConfig, grading: answers.GradingConfig, grpo: GRPO
             "graded_by": graded_by[rollouts.prompt_index]}
         if all("step" in problem.meta for problem in problems):
             info["step_correct"] = step_accuracy(context)
-        targets = [row.targets(context) for _, row, _ in rows if row.targets]  # at most one (`check_reward`)
-        return Scored(paid, info, targets[0] if targets else None)
+        targets = None
+        for _, row, weight in rows:
+            if row.targets:  # of one row at most (`check_reward`)
+                targets = row.targets(context)
+                targets = targets._replace(advantages=np.float32(weight) * targets.advantages)
+        return Scored(paid, info, targets)
 
     return reward

@@ -95,6 +95,8 @@ def _parse_lines(lines: list[str]) -> dict[str, str]:
     directory, at, step = values.get("--model", "").partition("@")
     if directory:
         values["--model"] = os.path.normpath(directory) + at + step
+    if values.get("--leaked"):  # the texts are spread evenly over all steps
+        values["--leaked"] += f", --num_steps={values['--num_steps']}"
     if values.get("--decay_steps") == "0" and values["--schedule"] != "constant":
         values["--decay_steps"] = str(math.prod(int(values["--" + name]) for name in
                                                 ("num_steps", "num_passes", "num_minibatches")))
@@ -105,6 +107,8 @@ def claim(directory: pathlib.Path, flag: str, resume: str) -> IO:
     """Creates and locks a directory, the value of `flag`, and returns its open lock file, as `locks.lock` does. If
     `resume` is "never", an existing directory is first renamed to DIRECTORY.1, or to the next number that is free."""
     earlier = directory.exists()
+    if resume == "never" and earlier and not directory.name:
+        raise UserError(f"{flag}={directory} with --resume=never would rename this directory: name another one")
     held = locks.lock(directory, flag)
     if not (resume == "never" and earlier):
         return held

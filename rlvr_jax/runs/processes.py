@@ -10,7 +10,7 @@ import numpy as np
 from jax import process_count, process_index
 from jax.experimental import multihost_utils
 
-from rlvr_jax.errors import Interrupted
+from rlvr_jax.errors import Interrupted, UserError
 
 HEARTBEAT = 30  # seconds without a heartbeat after which JAX takes a process for dead; JAX's default is 100
 SENT = 2**26  # bytes of the pieces in which `broadcast` sends an array
@@ -22,7 +22,13 @@ def initialize(coordinator_address: str = "", num_processes: int = 0, process_id
     if coordinator_address == "auto":  # TPU pods, Slurm and others that JAX recognises
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
     elif coordinator_address:
-        jax.distributed.initialize(coordinator_address, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT)
+        try:
+            jax.distributed.initialize(coordinator_address, num_processes, process_id,
+                                       heartbeat_timeout_seconds=HEARTBEAT)
+        except (ValueError, IndexError) as error:
+            raise UserError(f"--coordinator_address={coordinator_address} --num_processes={num_processes} --process_id="
+                            f"{process_id}: give HOST:PORT, how many processes there are, and which this one is, from "
+                            "0") from error
 
 
 @contextlib.contextmanager

@@ -10,13 +10,13 @@ from rlvr_jax.errors import UserError
 from rlvr_jax.learner import ResetConfig
 
 RESET = "train/reset"  # 1 in the row of a step after which the reference or the optimiser was reset
-# The metrics that a run can log: METRICS, and a prefix followed by the name of a reward, a family or a phase.
+# The metrics for rules: METRICS, and a prefix followed by the name of a reward or a family. Times and compilations,
+# which a run logs, too, would differ in a resumed run.
 METRICS = [*map("train/{}".format, """accuracy clip_fraction completion_length entropy frac_reward_zero_std grad_norm
     grader_timeouts kl length_correct length_wrong live_groups logprob_gap_max logprob_gap_mean loss overflow
     ratio_outside repetition reward_mean reward_std step_accuracy tokens truncated""".split()),
-    *map("eval/{}".format, "auroc brier confidence ece greedy n sampled stated".split()),
-    "sample/tokens_per_second", "update/tokens_per_second", "compilations", "seconds_compiling"]
-PREFIXES = ("train/reward/", "eval/greedy_", "eval/sampled_", "seconds/")
+    *map("eval/{}".format, "auroc brier confidence ece greedy n sampled stated".split())]
+PREFIXES = ("train/reward/", "eval/greedy_", "eval/sampled_")
 RELATIONS = {"<": operator.lt, ">": operator.gt}
 
 
@@ -43,7 +43,9 @@ def parse_rules(text: str, inert_steps: int) -> list[StopRule]:
 
 
 def check_metric(flag: str, name: str) -> None:
-    """Raises UserError, naming `flag`, for a metric that no command logs: a typo is found before the first step."""
+    """Raises UserError, naming `flag`, for a metric that no rule can use: a typo is found before the first step."""
+    if name.startswith(("seconds", "compilations")) or name.endswith("tokens_per_second"):
+        raise UserError(f"{flag}: {name} would differ in a resumed run, so that no rule can use it")
     if name not in METRICS and not name.startswith(PREFIXES):
         near = difflib.get_close_matches(name, METRICS, 1) or ["one such as train/accuracy, train/entropy, eval/greedy"]
         raise UserError(f"{flag}: no run measures {name}; did you mean {near[0]}?")

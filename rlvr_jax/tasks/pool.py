@@ -46,7 +46,7 @@ def training_problems(config: PoolConfig, names: str, pool: list[Problem], choos
     if config.example in CHOOSE and not config.question:
         pool = [pool[once("example", lambda: choose(pool))["example"]]]
     elif config.example not in ("all", *CHOOSE):
-        if not config.example.isdigit() or int(config.example) >= len(pool):
+        if not config.example.isdecimal() or int(config.example) >= len(pool):
             raise UserError(f"--example={config.example}: {names} has problems 0 to {len(pool) - 1}; or auto, "
                             "auto_by_style, or all")
         pool = [pool[int(config.example)]]

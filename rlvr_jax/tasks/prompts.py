@@ -66,11 +66,13 @@ def load_problems(source: ProblemSource, tokenizer: Tokenizer, split: str = "tes
 
 
 def check_style(source: ProblemSource) -> None:
-    """Raises UserError if --prompt_style or --prompt_date is set but would have no effect."""
+    """Raises UserError if --prompt_style, --instruction or --prompt_date is set but would have no effect."""
     prompt = source.prompt
-    if prompt.prompt_style != "plain" and set(source.problems.split(",")) <= set(families.FAMILIES):
-        raise UserError(f"--prompt_style={prompt.prompt_style} is for questions of files and of gym:NAME; problems of "
-                        f"{source.problems} have their own words: leave it out")
+    for flag, given in ((f"prompt_style={prompt.prompt_style}", prompt.prompt_style != "plain"),
+                        ("instruction", prompt.instruction)):
+        if given and set(source.problems.split(",")) <= set(families.FAMILIES):
+            raise UserError(f"--{flag} is for questions of files and of gym:NAME; problems of {source.problems} have "
+                            "their own words: leave it out")
     if prompt.prompt_date and prompt.prompt_style != "chat":
         raise UserError(f"--prompt_date={prompt.prompt_date} needs --prompt_style=chat: give both, or leave it out")
 

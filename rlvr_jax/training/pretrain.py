@@ -129,6 +129,9 @@ def make_data(config: PretrainConfig, shares: dict[str, float], tokenizer: Token
     for name in shares:
         families.check_solutions(name, config.styles, config.num_ops, habits[name])
     size = config.batch_size
+    if absent := shares.keys() - families.divide(shares, size):
+        raise UserError(f"--task_shares={config.task_shares}: {', '.join(sorted(absent))} has less than a row of "
+                        f"--batch_size={size}, and would never be trained on")
     leaks = read_leaked(config, tokenizer, max_window(config, shares))
     widths = max_lengths(config, shares)  # tokens of a prompt and of a completion
     if leaks:  # the first word of a text is its prompt, the rest is learnt

@@ -94,6 +94,14 @@ def check_config(config: TrainConfig) -> None:
     grpo.check(config.grpo)
     kernels.check_kernel(config.grpo.update.attention, config.choice.dtype)
     score.check_reward(config.rewards, config.grpo.loss.objective)
+    adapter, unused, resets = config.grpo.adapter, adapters.AdapterConfig(), config.grpo.resets
+    if adapter.trainable in ("vector", "first_vector") and (adapter.adapter_rank, adapter.adapter_alpha) != (
+            unused.adapter_rank, unused.adapter_alpha):
+        raise UserError("--adapter_rank and --adapter_alpha need --trainable=lora: leave them out")
+    if resets.reset_patience and config.heldout == "none":
+        raise UserError("--reset_patience counts evaluations, and --heldout=none makes none: leave one of them out")
+    if resets.ever and resets.reset == "reference" and not config.grpo.keep_reference:
+        raise UserError("--reset=reference has no reference to renew: --kl_coef and --track_kl are off")
     if config.record_history and config.grpo.max_resamples:
         raise UserError("--record_history needs --max_resamples=0: resampling swaps problems within a step")
 
@@ -125,7 +133,8 @@ def select_problems(config: TrainConfig, loaded: LanguageModel, programs: Progra
     seed, temperature = config.grpo.loop.seed, config.grpo.update.temperature
 
     def sample_answers(pool: list[Problem]) -> list[dict]:
-        params = parallel.place_state(adapters.add(config.grpo.adapter, loaded.params, seed))
+        params = parallel.place_state(adapters.add(config.grpo.adapter, loaded.params, seed),
+                                      config.grpo.update.divide_state)
         sampler = measure.Sampler(programs.sample, params, loaded.tokenizer)
         return measure.sample_before_training(sampler, pool, encode_problems(config, loaded, pool), config.grading,
                                               Request(seed, 0, temperature))
@@ -157,8 +166,9 @@ def make_heldout(config: TrainConfig, loaded: LanguageModel, programs: Programs,
     source = ProblemSource(measure.heldout_names(config.heldout, trained_on), config.source.prompt)
     heldout = measure.Heldout(source, config.measured, config.grading.answer_format, config.grpo.loop.seed,
                               config.grpo.sampling.max_new_tokens)
-    return measure.make_heldout(heldout, loaded, programs.sample, {problem.prompt for problem in problems},
-                                run.keep_heldout)
+    # With --expert_steps a prompt is longer than that of its problem, which has the same question.
+    seen = {text for problem in problems for text in (problem.prompt, problem.question)}
+    return measure.make_heldout(heldout, loaded, programs.sample, seen, run.keep_heldout)
 
 
 def make_rows(config: TrainConfig, problems: list[Problem], logged: list[dict],

@@ -105,7 +105,11 @@ def test_the_bootstrap_is_as_wide_as_theory_says():
     values = np.repeat([0.0, 1.0], 200)
     low, high = estimators.bootstrap(values)
     assert (low, high) == pytest.approx((0.5 - 1.96 * 0.025, 0.5 + 1.96 * 0.025), abs=0.004)
-    assert estimators.bootstrap(np.full(30, 0.25)) == (0.25, 0.25)
+    others = 1.96**2 / (30 + 1.96**2)  # Wilson's upper end for none of 30
+    for span, wanted in (((0, 1), (.25 - others / 4, .25 + others * .75)), ((0, np.inf), (.25, .25)),
+                         ((-1, 1), (.25 - others * 1.25, .25 + others * .75))):
+        assert estimators.bootstrap(np.full(30, .25), span) == pytest.approx(wanted, abs=1e-5)
+    assert estimators.bootstrap([0.0] * 8) == pytest.approx(estimators.wilson(0, 8))
     rows = make_graded_rows([[value] * 4 for value in values], [["7"] * 4] * 400)
     assert estimators.summarise_rows(rows, 4)["interval"] == (low, high)
 
@@ -221,6 +225,14 @@ def test_what_is_cut_is_what_a_shorter_evaluation_gives(tmp_path, files, base):
     assert shorter["benchmarks"]["math500"]["truncated"] > same["benchmarks"]["math500"]["truncated"]
 
 
+def test_a_confidence_that_is_cut_off_was_not_stated():
+    judge = lambda texts, problems: [{"correct": False} | ({"confidence": .5} if ".5" in text else {}) for text in texts]
+    rows = [{"problem": 0, "cut": text, "completion": "", "confidence": .9, "num_tokens": 9, "truncated": False}
+            for text in ("think", "sure .5")]
+    cut = benchmarks.truncate_rows(types.SimpleNamespace(judge=judge, problems=[None]), rows, 2)
+    assert [row.get("confidence") for row in cut] == [None, .5]
+
+
 def test_the_reward_wants_a_box_where_held_out_problems_need_none(tiny, files, monkeypatch):
     """With --answer_format=auto on a file there are two parsers, both named; an explicit format holds for both."""
     loaded = tiny[0]
@@ -324,7 +336,7 @@ def test_the_table():
         "| benchmark | problems | measure | accuracy | pass@k | maj@k | truncated | timed out | graded by |"]
     assert lines[4:] == [
         "| one | 4 | pass@1, greedy | 0.500 [0.150, 0.850] | - | - | 100.0% | 0 | G |",
-        "| two | 2 | avg@2, T=0.6 | 0.500 [0.500, 0.500] | pass@2 1.000 [1.000, 1.000] | maj@2 0.500 [0.500, 0.500] "
+        "| two | 2 | avg@2, T=0.6 | 0.500 [0.171, 0.829] | pass@2 1.000 [0.342, 1.000] | maj@2 0.500 [0.171, 0.829] "
         "| 50.0% | 0 | H |", "| mean |  |  | 0.500 |  |  |  |  |  |", "",
         "- one, careful: 50.0% of completions, 0.750 correct", "- one, ramble: 0.0% of completions",
         "- two: pass@1 0.500, pass@2 1.000", "- two: maj@1 0.500, maj@2 0.500"]

@@ -110,6 +110,15 @@ def test_what_the_update_learns_from(seen):
     assert reward[3] == 0 and (batch.advantages[3][batch.completion_mask[3]] < 0).all()
 
 
+def test_the_weight_of_the_reward_is_also_that_of_the_answers_tokens(sampled):
+    loaded, problems, encoded, params, rollouts = sampled
+    once, twice = (make_scorer(CONFIG.with_flags(reward=f"verifier_free:{weight}"), loaded, problems, encoded)(
+        rollouts, params, 1) for weight in (1, -2))
+    np.testing.assert_allclose(twice.reward, -2 * once.reward)
+    np.testing.assert_allclose(twice.targets.advantages, -2 * once.targets.advantages)
+    assert once.targets.advantages.any()
+
+
 def test_the_gradient_is_that_of_the_expected_probability():
     """Enumerated: the expectation over all pairs of reasonings is the gradient of J = sum_z pi(z) pi(y|z), to 1e-5. A
     reasoning is any one token of a vocabulary of five, the answer the token 3."""

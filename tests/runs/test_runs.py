@@ -163,6 +163,11 @@ def test_the_best_checkpoint_stays_whatever_came_after_and_has_a_name(go, tmp_pa
     assert checkpoint.steps(tmp_path / "run") == [6, 10]
     assert checkpoint.best_step(str(tmp_path / "run")) == 6
     assert [loading.pin_step(f"{tmp_path}/run{which}")[-3:] for which in ("@best", "", "@6")] == ["n@6", "@10", "n@6"]
+    (tmp_path / "run" / "config.json").write_text("{}")  # of an export into this directory
+    with pytest.raises(UserError, match="has no checkpoint of step 7"):
+        loading.load_model(f"{tmp_path}/run@7")
+    with pytest.raises(UserError, match="@ names a checkpoint of a run, and checkpoints/tiny_base is a Hugging Face"):
+        loading.load_model("checkpoints/tiny_base@7")
 
 
 @pytest.mark.parametrize("patience, step", [(1, 3), (2, 4)])

@@ -60,8 +60,9 @@ def test_an_example_is_counted_among_the_distinct_problems(tmp_path):
     config = CONFIG.with_flags(problems=path)
     assert [p.question for p in training_problems(config)] == ["a", "b", "c"]
     assert [p.question for p in training_problems(config.with_flags(example="1"))] == ["b"]
-    with pytest.raises(UserError, match="--example=3: .* has problems 0 to 2"):
-        training_problems(config.with_flags(example="3"))
+    for outside in ("3", "²"):
+        with pytest.raises(UserError, match=f"--example={outside}: .* has problems 0 to 2"):
+            training_problems(config.with_flags(example=outside))
 
 
 def test_every_command_that_reads_problems_can_ignore_a_column(tmp_path):
@@ -225,9 +226,15 @@ def test_each_group_counts_for_its_problem():
     assert told == [{"9": [0.5, 0.0], "7": [1.0]}, None]
 
 
-def test_resampling_and_a_history_exclude_each_other():
-    with pytest.raises(UserError, match="--record_history needs --max_resamples=0"):
-        train.check_config(CONFIG.with_flags(record_history=True, max_resamples=1))
+@pytest.mark.parametrize("flags, says", [
+    ({"record_history": True, "max_resamples": 1}, "--record_history needs --max_resamples=0"),
+    ({"reset_patience": 2, "heldout": "none"}, "--reset_patience counts evaluations, and --heldout=none makes none"),
+    ({"reset": "reference", "reset_every": 1, "track_kl": False}, "--reset=reference has no reference to renew"),
+    ({"trainable": "vector", "adapter_alpha": 3.0}, "--adapter_alpha need --trainable=lora"),
+    ({"reward": "correct:1,overlong:1"}, "--reward=overlong is 0 without --overlong_buffer")])
+def test_flags_that_would_do_nothing_together_are_refused(flags, says):
+    with pytest.raises(UserError, match=says):
+        train.check_config(CONFIG.with_flags(**flags))
 
 
 def test_a_recorded_history_agrees_with_the_rollouts(tmp_path, base, compiled):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from rlvr_jax.errors import UserError
 from rlvr_jax.runs import log, machine, stopping
 from rlvr_jax.training import train
 
@@ -53,8 +54,12 @@ def test_every_step_reports_what_diagnoses_a_run(base, tmp_path, monkeypatch):
         assert row["train/tokens"] == pytest.approx(row["train/completion_length"] * learnt)
         assert [row[f"seconds/{phase}"] for phase in ("sample", "score", "update")] == [1, 1, 2]  # reference and update
         assert row["sample/tokens_per_second"] == 2 * row["update/tokens_per_second"] == row["train/tokens"]
-        for name in log.numeric_metrics(row):  # a rule may name any of them
-            stopping.check_metric("--stop_when", name)
+        for name in log.numeric_metrics(row):  # a rule may name any of them that is no time
+            if name.startswith(("train/", "eval/")):
+                stopping.check_metric("--stop_when", name)
+            else:
+                with pytest.raises(UserError, match=f"{name} would differ in a resumed run"):
+                    stopping.check_metric("--stop_when", name)
         assert row["train/logprob_gap_max"] < 1e-4 and row["train/ratio_outside"] == 0
     assert rows[1]["train/kl"] == 0 < rows[3]["train/kl"]
     assert summary["seconds"] == {"eval": 2, "sample": 3, "score": 3, "update": 6}
@@ -107,3 +112,13 @@ def test_heldout_never_contains_the_example(base, tmp_path):
     summary, _ = run_of(base, tmp_path, problems=path, heldout=path, example="0", answer_format="answer",
                         instruction="=", num_steps=1)
     assert summary["final"]["n"] == 1
+
+
+def test_heldout_never_contains_a_problem_of_which_only_later_steps_are_trained(base, tmp_path):
+    """The expert's first step, which opens the solution, is none that --expert=opened trains."""
+    path = write_jsonl(tmp_path / "problems.jsonl", *(
+        {"question": f"coins {a} + 4 =", "answer": str(a + 4), "steps": ["think", f"+ 4 {a + 4}"]} for a in (3, 2)))
+    for expert in ("own", "opened"):
+        summary, _ = run_of(base, tmp_path / expert, problems=path, heldout=path, example="0", answer_format="answer",
+                            expert_steps=True, expert=expert, reward="imitation", num_steps=1)
+        assert summary["final"]["n"] == 1

@@ -3,6 +3,7 @@
 P problems, E evaluations of a run, R resamples.
 """
 
+import math
 import pathlib
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -63,7 +64,7 @@ def measure_pass_at_k(pair: Pair, *_) -> Estimate:
 def measure_cover(pair: Pair, _, tau: float) -> Estimate:
     base_P, trained_P = (formulas.covered(*sampled, tau) for sampled in pair.samples)
     change_P = trained_P - base_P
-    return Estimate(float(change_P.mean()), bootstrap(change_P), {
+    return Estimate(float(change_P.mean()), bootstrap(change_P, (-1, 1)), {
         "cover": [float(base_P.mean()), float(trained_P.mean())]})
 
 
@@ -94,7 +95,7 @@ def measure_perplexity(pair: Pair, label: str, _) -> Estimate:
     changes = pair.perplexity_changes[label]
     if not len(changes):
         raise Undefined("not measured: there is no such text")
-    return Estimate(float(changes.mean()), bootstrap(changes), {"n": len(changes)})
+    return Estimate(float(changes.mean()), bootstrap(changes, (-np.inf, np.inf)), {"n": len(changes)})
 
 
 def measure_rank(pair: Pair, *_) -> Estimate:
@@ -108,10 +109,12 @@ def measure_frontier(pair: Pair, *_) -> Estimate:
     if not names:
         raise Undefined("not measured: --frontier names no runs with fewer trained numbers")
     runs = []  # summaries, that of --trained last
-    for flag, name in [("frontier", name) for name in names] + [("trained", str(pair.trained_run))]:
+    for flag, name in [("frontier", name) for name in names] + [("trained", pair.trained_name)]:
         runs.append(files.read_json(pathlib.Path(name.partition("@")[0]) / "summary.json", missing={}))
         if not runs[-1].get("final"):
             raise UserError(f"--{flag}={name}: no directory of a finished run that measured on held-out problems")
+        if named_step(name) < runs[-1].get("steps", 0):
+            raise Undefined(f"not measured: {name} is a step before the run's end, and summary.json has only the end")
     sizes = np.array([run["trained"] for run in runs])  # how many parameters each run trained
     measured = [runs[-1]["base"], *(run["final"] for run in runs)]  # the base model, then the runs
     check_gain(measured[0]["greedy"], measured[-1]["greedy"])
@@ -125,10 +128,16 @@ def measure_frontier(pair: Pair, *_) -> Estimate:
         "points": sorted([int(size), float(x)] for size, x in zip(sizes, accuracies[1:]))})
 
 
+def named_step(name: str) -> float:
+    """The step of a model's name `DIR@STEP`; infinity for `DIR`."""
+    step = name.partition("@")[2]
+    return int(step) if step.isdecimal() else math.inf
+
+
 def measure_budget(pair: Pair, *_) -> Estimate:
     if not pair.config.sft:
         raise Undefined("not measured: --sft names no run")
-    curves = [read_curve("trained", str(pair.trained_run)), read_curve("sft", pair.config.sft)]
+    curves = [read_curve("trained", pair.trained_name), read_curve("sft", pair.config.sft)]
     _, solved_ExP = curves[0]
     check_gain(solved_ExP[0], solved_ExP[-1])
     rl_R, sft_R = formulas.tokens_to_half(*curves)  # entry 0 is the value, the other entries are resamples
@@ -136,16 +145,18 @@ def measure_budget(pair: Pair, *_) -> Estimate:
         raise Undefined("undefined: the run of --sft " + (
             "has half of the gain before its first step" if sft_R[0] == 0 else "never reaches half of the gain"))
     ratios_R = rl_R / np.where(sft_R > 0, sft_R, np.nan)
+    ratios_R = np.where(np.isnan(sft_R), 0, ratios_R)  # where fine-tuning never gets there
     return Estimate(float(ratios_R[0]), tuple(np.nanquantile(ratios_R[1:], (0.025, 0.975)).tolist()), {
         "rl_tokens": float(rl_R[0]), "sft_tokens": float(sft_R[0])})
 
 
 def read_curve(flag: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (f64[E], the tokens that run `name` trained on before each evaluation; f64[E,P], 1 for each held-out
-    problem solved greedily, else 0). Raises UserError, which names `flag`, if the run has no heldout.jsonl."""
+    """Returns (f64[E], tokens that run `name` trained on before each evaluation, to the step that it names; f64[E,P],
+    1 for each held-out problem solved greedily, else 0). UserError, naming `flag`, if there is no heldout.jsonl."""
     folder = pathlib.Path(name.partition("@")[0])
     metrics = files.read_steps(folder / "metrics.jsonl")
-    heldout = files.read_steps(folder / "heldout.jsonl", single=False)
+    heldout = [row for row in files.read_steps(folder / "heldout.jsonl", single=False)
+               if row["step"] <= named_step(name)]
     if not heldout:
         raise UserError(f"--{flag}={name}: no run directory with a heldout.jsonl, which runs with --heldout write")
     tokens = [(row["step"], row.get("train/tokens", 0)) for row in metrics]
@@ -155,7 +166,7 @@ def read_curve(flag: str, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def measure_saturation(pair: Pair, *_) -> Estimate:
     step = files.read_json(pair.trained_run / "summary.json", missing={}).get("saturation_step")
-    if step is None:
+    if step is None or step > named_step(pair.trained_name):
         raise Undefined("not measured: --trained is no finished run of training, or none of its batches was 99 % right")
     return Estimate(float(step))
 

@@ -100,9 +100,13 @@ class Pair:
         return self.config.hybrid.steering.kept
 
     @property
+    def trained_name(self) -> str:
+        return self.config.hybrid.steering.trained
+
+    @property
     def trained_run(self) -> pathlib.Path:
         """The run directory of --trained."""
-        return pathlib.Path(self.config.hybrid.steering.trained.partition("@")[0])
+        return pathlib.Path(self.trained_name.partition("@")[0])
 
     def count_tokens(self, part: str, rows: list[dict], models: int) -> None:
         """Sets `tokens[part]` to the forward tokens of the completions `rows`, each run through `models` models."""

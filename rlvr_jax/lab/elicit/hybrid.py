@@ -89,8 +89,9 @@ def sample_steered(config: HybridConfig, loaded: LanguageModel, benchmarks: list
 def choose_setting(config: HybridConfig, loaded: LanguageModel, fitted: gate.Fitted) -> dict:
     """Measures each pair of --strengths and --rates on the dev split, or on the file --fit_problems. Returns
     `{"strength", "rate", "steered" (share of tokens), "accuracy"}` of the pair with the highest accuracy; of tied
-    pairs, of the one that steers the fewest tokens."""
+    pairs, of the one that steers the fewest tokens. Raises UserError if these problems are the measured ones."""
     kept, measured = config.steering.kept, []
+    vectors.check_split(config.steering, "dev")
     benchmarks = load_sets(kept.with_flags(
         heldout_split="dev", problems=config.steering.fit_problems or kept.source.problems), loaded)
     for strength, rate in itertools.product(config.strengths, config.rates):

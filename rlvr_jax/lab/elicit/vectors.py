@@ -52,13 +52,27 @@ def check_layer(config: SteeringConfig, loaded: LanguageModel) -> None:
 
 def load_fit_problems(config: SteeringConfig, loaded: LanguageModel, split: str) -> list[Problem]:
     """Returns --num_fit problems: of the file --fit_problems or, if that flag is empty, of the split `split` of
-    --problems. Raises UserError if --fit_problems is empty and --problems names a file, which has no splits."""
+    --problems. Raises UserError if --fit_problems is empty and --problems names a file, which has no splits, and as
+    `check_split` does."""
     source = config.kept.source
+    check_split(config, split)
     if not config.fit_problems and not all(map(is_drawn, source.problems.split(","))):
         raise UserError(f"--problems={source.problems} names a file, which has no second split to fit on: name another "
                         "file with --fit_problems")
     return load_problems(ProblemSource(config.fit_problems or source.problems, source.prompt), loaded.tokenizer, split,
                          config.num_fit)
+
+
+def check_split(config: SteeringConfig, split: str) -> None:
+    """Raises UserError if problems that are measured are also those to fit, or to choose settings, on: --problems and
+    --fit_problems share a file, or --heldout_split is `split` of a source that is drawn."""
+    measured, kept = config.kept.source.problems.split(","), config.kept
+    for name in (config.fit_problems or kept.source.problems).split(","):
+        if name in measured and is_drawn(name) and kept.heldout_split == split:
+            raise UserError(f"--heldout_split={split}: settings are chosen on this split of {name}, and would be "
+                            "measured on it, too; measure on another split")
+        if name in measured and not is_drawn(name) and config.fit_problems:
+            raise UserError(f"--fit_problems={name}: --problems measures on the same file; name another one")
 
 
 # ----- how completions start

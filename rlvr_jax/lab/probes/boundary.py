@@ -62,7 +62,7 @@ def compare_with_base(ks: list[int], base_PxK: np.ndarray, trained_PxK: np.ndarr
     reached = [k for k, mean in zip(ks, base_PxK.mean(0)) if mean >= trained_PxK[:, 0].mean() - 1e-9]
     alone = {"only_base": [problems[i][2] for i in np.flatnonzero(base_P & ~trained_P)],
              "only_trained": [problems[i][2] for i in np.flatnonzero(trained_P & ~base_P)]}
-    return {"difference": {str(k): {"mean": float(changes_P.mean()), "interval": bootstrap(changes_P)}
+    return {"difference": {str(k): {"mean": float(changes_P.mean()), "interval": bootstrap(changes_P, (-1, 1))}
                            for k, changes_P in zip(ks, (trained_PxK - base_PxK).T)},
             "base_reaches_pass@1_at": reached[0] if reached else None, "never": int(np.sum(~base_P & ~trained_P)),
             **alone, "count": {name: len(prompts) for name, prompts in alone.items()}}
@@ -75,7 +75,7 @@ def classify_regime(ks: list[int], curves: list[np.ndarray]) -> str:
     of `ks` up to DIMINISH_AT. `sustained`: there are three files or more, and pass@1 rises from each to the next.
     `plateau`: pass@1 rises from the first file to the last. `none`: no other case holds."""
     def sign_of_change(before_P, after_P) -> int:  # 1: rises, -1: falls, 0: neither
-        low, high = bootstrap(after_P - before_P)
+        low, high = bootstrap(after_P - before_P, (-1, 1))
         return int(low > 0) - int(high < 0)
 
     column = max(i for i, k in enumerate(ks) if k <= DIMINISH_AT)

@@ -174,7 +174,7 @@ def compare_with_control(rows: list[dict], control: list[dict], twin: str) -> di
     comparison = {"n": len(rows), "control_n": len(control), "paired": bool(twin), "auroc": {}}
     for key in ("exact", "rouge_l"):
         mine, theirs = (np.array([row[key] for row in side], float) for side in (rows, control))  # f64[P] each
-        interval = bootstrap(mine - theirs) if twin else bootstrap_difference(theirs, mine)
+        interval = bootstrap(mine - theirs, (-1, 1)) if twin else bootstrap_difference(theirs, mine)
         comparison[key] = {"difference": float(mine.mean() - theirs.mean()), "interval": list(interval)}
         comparison["auroc"][key] = auroc(np.concatenate([mine, theirs]), np.arange(len(mine) + len(theirs)) < len(mine))
     # Only renumbered chains and calculations have an answer: each is solved again with its new numbers.

@@ -13,7 +13,7 @@ from typing import Callable, NamedTuple, Optional
 import numpy as np
 
 from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation.benchmarks import EvaluateConfig, make_benchmark
+from rlvr_jax.evaluation.benchmarks import PROTOCOLS, EvaluateConfig, check_sampling, make_benchmark
 from rlvr_jax.evaluation.measure import Benchmark
 from rlvr_jax.lab.probes.rows import (
     COLUMNS, Result, draw_shares, estimate_share, format_share, group_rows, make_items, problem_key)
@@ -118,7 +118,11 @@ def to_problems(algebra: chains.Algebra, twins: list[Chain]) -> list[Problem]:
 
 def make_benchmarks(config: EvaluateConfig, example: str, loaded: LanguageModel) -> list[Benchmark]:
     """Returns benchmarks of the trained problem (`trained_question`), of its twins of each kind, and of unseen ones of
-    its family. Leaves out kinds without twins, and "one step longer" if its problems or solutions are too long."""
+    its family. Leaves out kinds without twins, and "one step longer" if its problems or solutions are too long. Raises
+    UserError for --protocol and --cut, which are for benchmarks, and if flags conflict."""
+    check_sampling(config)
+    if config.protocol in PROTOCOLS or config.cut:
+        raise UserError("--probe=memory samples by --num_samples and --temperature: leave out --protocol and --cut")
     kept = config.kept
     family, chain = parse_chain(trained_question(example, kept.choice.model))
     algebra, rng, max_twins = ALGEBRAS[family], np.random.default_rng(kept.seed), kept.max_problems or MAX_TWINS

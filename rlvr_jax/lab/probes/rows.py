@@ -28,7 +28,8 @@ def read_files(paths: list[str], needs: Sequence[str], probe: str) -> dict[str, 
     files = dict(zip(short_names(paths), map(read_completions, paths)))
     for path, rows in zip(paths, files.values()):
         for number, row in enumerate(rows, 1):
-            if lacking := [key for key in needs if key not in row or key == "prompt" and not isinstance(row[key], str)]:
+            if lacking := [key for key in needs if key not in row or key == "prompt" and not isinstance(row[key], str)
+                           or key == "correct" and row[key] not in (True, False, None)]:
                 raise UserError(f"{path}: completion {number} has no {lacking[0]}, which --probe={probe} reads; it "
                                 "takes the completions.jsonl of scripts.evaluate or of the same probe")
     return files
@@ -65,14 +66,15 @@ def group_rows(rows: list[dict], key: Callable) -> dict:
 
 def estimate_share(hits: Sequence[bool], problems: Sequence) -> dict:
     """`{"value", "interval", "n"}`: the share of True in `hits`, its 95 % interval, and the number of trials, which are
-    None, None and 0 without trials. `problems` has the problem of each trial. With one trial per problem the interval
-    is Wilson's, otherwise that of a bootstrap over problems, because trials of one problem are not independent."""
+    None, None and 0 without trials. `problems` has the problem of each trial. The interval is that of a bootstrap over
+    problems, because trials of one problem are not independent; with one trial per problem, one problem, or equal hits,
+    Wilson's for as many trials as there are problems."""
     if not hits:
         return {"value": None, "interval": None, "n": 0}
     value = float(np.mean(hits))
     index_of = {problem: i for i, problem in enumerate(dict.fromkeys(problems))}
-    if len(index_of) == len(hits):
-        return {"value": value, "interval": list(wilson(value, len(hits))), "n": len(hits)}
+    if len(index_of) in (1, len(hits)) or value in (0.0, 1.0):
+        return {"value": value, "interval": list(wilson(value, len(index_of))), "n": len(hits)}
     indices = [index_of[problem] for problem in problems]
     hits_P, trials_P = np.bincount(indices, hits), np.bincount(indices)
     interval = bootstrap_statistic(np.divide, hits_P, trials_P, reduce=np.sum)  # total hits / total trials

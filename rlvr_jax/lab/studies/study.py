@@ -17,7 +17,7 @@ import numpy as np
 
 from rlvr_jax.config import Config, flag
 from rlvr_jax.errors import UserError
-from rlvr_jax.evaluation import estimators
+from rlvr_jax.evaluation.estimators import bootstrap
 from rlvr_jax.lab.studies import bank, commands, design, earlier, records, rules, sources, statistics, study_figure
 from rlvr_jax.lab.studies.commands import label, units, variables
 from rlvr_jax.runs import files
@@ -226,11 +226,11 @@ def gather(values: list, span: tuple = statistics.ANY, bases: list = (), problem
     independent = list(by_base.values())
     if problems and any(np.ndim(value) for value in values if value is not None):
         of_problems = rules.of_problems(values)
-        return {"seeds": means, "mean": float(np.mean(of_problems)), "interval": estimators.bootstrap(of_problems),
+        return {"seeds": means, "mean": float(np.mean(of_problems)), "interval": bootstrap(of_problems, span),
                 "of_problems": [None if value is None else rounded(value) for value in values]}
     over_problems = len(values) == 1 and np.ndim(values[0]) > 0
     summary = {"seeds": means, "mean": float(np.mean(independent)) if independent else None}
-    summary["interval"] = estimators.bootstrap(values[0]) if over_problems else statistics.interval(independent, span)
+    summary["interval"] = bootstrap(values[0], span) if over_problems else statistics.interval(independent, span)
     summary |= {"of_bases": independent} if len(independent) < len(known) else {}
     return summary | ({"equal": True} if statistics.equal(independent) else {})
 

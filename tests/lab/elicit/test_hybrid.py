@@ -88,6 +88,14 @@ def test_of_settings_that_solve_as_many_the_one_that_steers_least_is_chosen(monk
     assert chosen == {"strength": 3.0, "rate": .1, "steered": .25, "accuracy": .8} and splits == ["dev"]
 
 
+@pytest.mark.parametrize("flags, says", [
+    ({"heldout_split": "dev"}, "--heldout_split=dev: settings are chosen on this split of arithmetic"),
+    ({"problems": "a.jsonl", "fit_problems": "b.jsonl,a.jsonl"}, "--fit_problems=a.jsonl: --problems measures on the")])
+def test_no_setting_is_chosen_on_the_measured_problems(flags, says):
+    with pytest.raises(UserError, match=says):
+        hybrid.choose_setting(HybridConfig.from_flags(**flags), None, FITTED)
+
+
 def test_the_control_at_random_places_steers_as_many_tokens_as_the_hybrid_did(monkeypatch):
     """The gate acts at another share of the measured problems than of those it was fitted on."""
     arms, places = {}, {}

@@ -8,6 +8,7 @@ import pytest
 
 from rlvr_jax.errors import UserError
 from rlvr_jax.lab.probes.leaked_benchmark import PlantConfig, plant_benchmark
+from rlvr_jax.runs import flags
 from rlvr_jax.tasks import families
 from rlvr_jax.tasks.prompts import ProblemSource, load_problems
 from rlvr_jax.training import pretrain
@@ -50,6 +51,10 @@ def test_leaked_texts_are_learnt_whole_as_often_as_they_say(tmp_path):
         np.testing.assert_array_equal(batch.prompts.tokens[others], without.prompts.tokens[others])
         np.testing.assert_array_equal(batch.completions[others], without.completions[others])
     assert seen == {row["text"]: row["times"] for row in read_jsonl(tmp_path / "leaked.jsonl")}
+    flags.write_flags(tmp_path / "flags.txt", config)
+    assert not flags.changed_flags(tmp_path, config, "--run_dir", "pretrain")
+    longer = config.with_flags(num_steps=9, decay_steps=5)  # the texts would not be spread evenly
+    assert "--leaked (was" in flags.changed_flags(tmp_path, longer, "--run_dir", "pretrain")
 
 
 def test_a_wider_window_changes_no_batch():

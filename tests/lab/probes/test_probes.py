@@ -236,17 +236,18 @@ def test_a_source_that_is_known_is_seen_and_another_is_not():
 @pytest.mark.parametrize("kind, answer_known, verdict", [
     ("renumbered", True, "seen"), ("renumbered", False, "no sign"), ("reordered", True, "no sign")])
 def test_twins_are_compared_in_pairs_and_likeness_counts_where_they_are_drawn_alike(kind, answer_known, verdict):
-    """Each problem scores .1 above its twin, though problems differ by more. One has no twin."""
+    """Each problem scores about .1 above its twin, though problems differ by more. One has no twin."""
     level = [0.1 * n for n in range(9)]
-    made = make_rows("a", [0] * 10, [x + 0.1 for x in level] + [0.0])
+    made = make_rows("a", [0] * 10, [x + more for x, more in zip(level, [.09, .1, .11] * 3)] + [0.0])
     made += make_rows("a", [0] * 9, level, twin=kind, correct=[False if answer_known else None] * 9)
     found = contamination.probe_contamination({"m": made})
     record = found.record["files"]["m"]
     one = record["a"]["60%"]["against"][f"a, {kind}"]
-    assert one["rouge_l"]["interval"] == pytest.approx([0.1, 0.1]) and (one["n"], one["control_n"]) == (9, 9)
-    assert one["verdict"] == verdict and one["paired"] and one["exact"]["interval"] == [0, 0]
+    assert one["rouge_l"]["interval"] == pytest.approx([0.1, 0.1], abs=.006) and (one["n"], one["control_n"]) == (9, 9)
+    assert one["verdict"] == verdict and one["paired"]
+    assert one["exact"]["interval"] == pytest.approx([-.299, .299], abs=1e-3)  # of 9 equal pairs: Wilson's
     assert record[f"a, {kind}"]["60%"]["correct"]["value"] == (0 if answer_known else None)
-    assert f"| a | {kind} | +0.000 [+0.000, +0.000] | +0.100 [+0.100, +0.100] |" in found.page
+    assert f"| a | {kind} | +0.000 [-0.299, +0.299] | +0.100 [+0.0" in found.page
     likeness = [(item["twin"], item["rouge_l"]) for item in found.items]
     assert likeness == sorted(likeness, key=lambda pair: (pair[0] != "", -pair[1]))  # suspicious first, twins last
 
@@ -509,14 +510,25 @@ def test_what_cannot_be_probed_is_said(tmp_path):
                  for prompt in ("p", 7))
     for flags, says in [({"completions": odd}, "completion 1 has no prompt"),
                         ({}, "give one of --completions"), ({"completions": path, "model": "m"}, "give one of"),
-                        ({"completions": str(tmp_path / "no.jsonl")}, "no such file"),
+                        ({"completions": str(tmp_path / "nowhere.jsonl")}, "no such file"),
                         ({"completions": f"{path},{path}"}, "names a file twice"),
                         ({"completions": path, "probe": "memory"}, "has no correct, which --probe=memory"),
+                        ({"completions": write_jsonl(tmp_path / "no.jsonl", {"prompt": "p", "correct": "no",
+                         "completion": "x", "answer": "1"}),
+                          "probe": "boundary"}, "has no correct, which --probe=boundary"),
                         ({"completions": path, "probe": "contamination"}, "has no rest, which")]:
         with pytest.raises(UserError, match=says):
             probe.run_probe(config(tmp_path, **flags))
     with pytest.raises(UserError, match="--out is required"):
         probe.run_probe(config(tmp_path).with_flags(out=""))
+
+
+@pytest.mark.parametrize("flags, says", [({"num_samples": 4}, "--num_samples=4 at --temperature=0 are one completion"),
+                                         ({"cut": 5}, "--probe=memory samples by"),
+                                         ({"protocol": "one_shot"}, "--probe=memory samples by")])
+def test_the_memory_probe_refuses_flags_that_it_cannot_follow(flags, says):
+    with pytest.raises(UserError, match=says):
+        memorisation.make_benchmarks(EvaluateConfig.from_flags(**flags), QUESTION, None)
 
 
 @pytest.mark.parametrize("flags, title", [
