@@ -53,7 +53,7 @@ class UpdateConfig(Config):
     divide_state: bool = flag(False, "divide parameters, moments and reference among the devices, if one device cannot "
                               "hold them all; weights are gathered one layer at a time", free=True)
     attention: str = flag("auto", "implementation of attention for rows longer than 256 tokens and for decoded tokens: "
-                          "plain JAX or a kernel; auto: plain, since no kernel has been checked yet", lambda: ATTENTION)
+                          "plain JAX or a kernel; auto: plain, since no kernel was run on a chip", lambda: ATTENTION)
     max_logits: int = flag(2**25, "most logits (tokens x vocabulary) in memory at a time in the update", minimum=1)
 
     @property

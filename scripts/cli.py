@@ -91,7 +91,7 @@ def short_help(about: str, config_class, script: str) -> str:
     lines = [flags.text_wrap(f"--{name}: {helps[name]}", indent="      ", firstline_indent="  ")
              for name in FIRST_FLAGS if name in helps]
     return "\n".join([about.strip(), "", *lines, "", "  --flagfile: file of flags, a line each", "",
-                      f"All {len(helps) + 2} flags, with defaults: python -m scripts.{script} --helpfull"])
+                      f"All {len(helps) + 2} flags, with defaults: python {script} --helpfull"])
 
 
 def help_text(about: str, config_class, known: flags.FlagValues = flags.FLAGS) -> str:
@@ -233,18 +233,21 @@ def parse_words(words: list[str], known: flags.FlagValues) -> list[str]:
     for word in known(words, known_only=True)[1:]:
         if word.startswith("-") and len(word.partition("=")[0]) > LONGEST_NAME:
             raise flags.Error(f"no flag has so long a name as {word[:20]!r}")
-    return known(words)
+    try:
+        return known(words)
+    except ValueError as error:  # of --noNAME=VALUE
+        raise flags.Error(str(error)) from error
 
 
 def parse_flags(config_class, argv: list[str]) -> list[str]:
     """Parses this process's command line; returns the program's name and the words that are not flags. For --help and
     --helpfull, prints the help and exits with code 0; for a wrong flag, prints one line and exits with code 1."""
-    about = sys.modules["__main__"].__doc__
+    about, path = sys.modules["__main__"].__doc__ or "", pathlib.Path(argv[0])
     short = {"--help", "-help", "-h", "-?"} & set(argv[1:])
     if short or {"--helpfull", "-helpfull"} & set(argv[1:]):
         is_short = short and len(config_class().as_flags()) > FEW_FLAGS
-        print(short_help(about, config_class, pathlib.Path(argv[0]).stem) if is_short else
-              help_text(about, config_class))
+        script = f"-m scripts.{path.stem}" if path.parent.name == "scripts" else argv[0]
+        print(short_help(about, config_class, script) if is_short else help_text(about, config_class))
         sys.exit(0)
     try:
         return parse_words(argv, flags.FLAGS)

@@ -50,9 +50,9 @@ def is_constant(config: RewardConfig) -> bool:
 
 def score_row(name: str, row: Reward, context: RewardContext) -> np.ndarray:
     """Returns `row.score(context)`. UserError, naming the row, unless it is numeric, [B], and finite as float32."""
-    count = len(context.texts)
+    count, returned = len(context.texts), row.score(context)
     try:
-        paid = np.asarray(row.score(context))
+        paid = np.asarray(returned)
         shape, dtype = paid.shape, paid.dtype
     except ValueError as error:  # nested lists of different lengths
         shape, dtype = str(error), None

@@ -13,6 +13,9 @@ from rlvr_jax.runs import files, locks, origin
 from rlvr_jax.runs.sources import source_lines
 
 
+WRITTEN = ("flags.txt", "origin.json", "lock.txt", "metrics.jsonl", "checkpoints")  # in directories of commands
+
+
 def parse_weights(flag: str, text: str, rows: Iterable[str]) -> list[tuple[str, float]]:
     """Parses the value of --FLAG, such as "correct:1,format:0.1", into pairs (name, weight). A name alone has weight 1.
     Raises UserError for a name that is not in `rows`, the names of a table, and for a weight that is not finite."""
@@ -24,7 +27,9 @@ def parse_weights(flag: str, text: str, rows: Iterable[str]) -> list[tuple[str, 
             weight = float(number) if colon else 1.0
         except ValueError:
             weight = math.nan  # refused below
-        if name not in rows or not math.isfinite(weight):
+        if name in rows and not math.isfinite(weight):
+            raise UserError(f"--{flag}={text}: the weight of {name} is {number!r}, no finite number")
+        if name not in rows:
             near = difflib.get_close_matches(name, rows, 1)
             raise UserError(f"--{flag}={text}: {part!r} is none of {', '.join(rows)}, nor one of them with a weight "
                             f"as in {first}:0.5,{second}:0.5" + (f"; did you mean {near[0]}?" if near else ""))
@@ -81,8 +86,9 @@ def changed_flags(directory: pathlib.Path, config, flag: str, command: str) -> s
     if not changed:
         return ""
     values, advice = config.as_flags(), "restore them"
-    if changed == ["--decay_steps"] and values["decay_steps"] == 0:
-        advice = f"--num_steps={values['num_steps']} moves the end of its schedule: add --decay_steps={old[changed[0]]}"
+    if "--decay_steps" in changed and values["decay_steps"] == 0:
+        advice = (f"--num_steps={values['num_steps']} moves the end of its schedule: add --decay_steps="
+                  f"{old['--decay_steps']}" + ", and restore the others" * (len(changed) > 1))
     before = ", ".join(f"{name.replace('# ', 'the ')} (was {old.get(name, 'unset')})" for name in changed)
     return (f"{directory} was started with other flags: {before}; {advice}, choose another {flag}, or start over with "
             "--resume=never")
@@ -107,8 +113,10 @@ def claim(directory: pathlib.Path, flag: str, resume: str) -> IO:
     """Creates and locks a directory, the value of `flag`, and returns its open lock file, as `locks.lock` does. If
     `resume` is "never", an existing directory is first renamed to DIRECTORY.1, or to the next number that is free."""
     earlier = directory.exists()
-    if resume == "never" and earlier and not directory.name:
-        raise UserError(f"{flag}={directory} with --resume=never would rename this directory: name another one")
+    found = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    if resume == "never" and earlier and (not directory.name or found and not found & {*WRITTEN}):
+        raise UserError(f"{flag}={directory} with --resume=never would rename this directory, which is not of a run or "
+                        "a measurement: name another one")
     held = locks.lock(directory, flag)
     if not (resume == "never" and earlier):
         return held

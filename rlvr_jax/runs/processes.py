@@ -18,7 +18,10 @@ SENT = 2**26  # bytes of the pieces in which `broadcast` sends an array
 
 def initialize(coordinator_address: str = "", num_processes: int = 0, process_id: int = -1) -> None:
     """Connects the processes of one run. Call this before anything uses a device. The address is host:port, "auto" for
-    JAX to detect all three arguments, or "" for a run of one process: then this does nothing."""
+    JAX to detect all three arguments, or "" for a run of one process: then this does nothing. UserError if they do not
+    fit."""
+    if not coordinator_address and (num_processes > 1 or process_id > 0):
+        raise UserError("--num_processes and --process_id need --coordinator_address: HOST:PORT of process 0")
     if coordinator_address == "auto":  # TPU pods, Slurm and others that JAX recognises
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
     elif coordinator_address:

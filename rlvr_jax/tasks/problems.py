@@ -55,8 +55,8 @@ def load(path: str, ignore_columns: str = "") -> list[Problem]:
     ignored = set(ignore_columns.split(","))
     file = pathlib.Path(path)
     if not file.is_file():
-        raise UserError(f"no problem file {path}; --problems takes a family such as arithmetic (a row of "
-                        "rlvr_jax/tasks/families.py), a JSONL file or a .parquet file")
+        raise UserError(f"no problem file {path}{', but a directory' * file.is_dir()}; --problems (or --heldout) takes "
+                        "a family such as arithmetic (a row of rlvr_jax/tasks/families.py), a JSONL or a .parquet file")
     if file.suffix == ".parquet":
         unit, read_row, rows = "row", _read_one_shot_row, enumerate(_parquet_rows(file))
     else:

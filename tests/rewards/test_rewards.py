@@ -323,10 +323,18 @@ def test_a_files_steps_are_read_and_a_file_without_is_refused(base, tmp_path):
 
 # ----- sums
 
-@pytest.mark.parametrize("text", ["corect", "correct:much", "correct:1,", "format:nan", ""])
-def test_what_is_no_reward_is_refused_with_the_names_that_are(text):
-    with pytest.raises(UserError, match="--reward=.*is none of correct, format, random, inverted"):
+@pytest.mark.parametrize("text, says", [
+    ("corect", "is none of correct, format, random, inverted"), ("correct:1,", "is none of correct, format"),
+    ("", "is none of correct, format"), ("correct:much", "the weight of correct is 'much', no finite number"),
+    ("correct:1,format:nan", "the weight of format is 'nan', no")])
+def test_what_is_no_reward_is_refused_with_the_names_that_are(text, says):
+    with pytest.raises(UserError, match=f"--reward=.*{says}"):
         score.parse_reward(text)
+
+
+def test_an_error_inside_a_reward_keeps_its_own_line(seen):
+    with pytest.raises(ValueError, match="could not convert string to float: 'maybe'"):
+        score.score_row("num", rewards.Reward(lambda context: float("maybe")), seen)
 
 
 # ----- advantages of tokens

@@ -136,6 +136,8 @@ def test_a_name_too_long_for_a_flag_is_refused_before_memory_is_spent_on_names_l
                  f"train --flagfile={tmp_path / 'a.flags'}"):
         with pytest.raises(UserError, match="no flag has so long a name as '--adaptexxxxxxxxxxxx'"):
             cli.check_command(line)
+    with pytest.raises(UserError, match="noremat"):  # absl raises a ValueError
+        cli.check_command("train --noremat=1")
     cli.check_command(f"sample --model=m --prompt=-{'x' * length}")
     cli.check_command(f"sample --model=m --prompt '- {'x' * length}'")
 

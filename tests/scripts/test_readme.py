@@ -193,9 +193,9 @@ def test_the_program_of_the_readme_trains_a_model_on_a_file_with_its_own_reward(
     ended = subprocess.run([sys.executable, *shlex.split(command)[1:], *STEP, *WORDS[1:]], cwd=folder, text=True,
                            capture_output=True, env=environment(compiled) | {"PYTHONPATH": str(ROOT)})
     assert ended.returncode == 0, ended.stderr
-    row = json.loads((folder / "runs/short/rollouts.jsonl").read_text().splitlines()[0])
+    row = json.loads((folder / "runs/mine/rollouts.jsonl").read_text().splitlines()[0])
     assert {"reward/short", "reward/format"} <= row.keys()
-    assert json.loads((folder / "runs/short/summary.json").read_text())["steps"] == 1
+    assert json.loads((folder / "runs/mine/summary.json").read_text())["steps"] == 1
 
 
 def test_the_recipes_run_as_shown_and_say_how_they_ended(folder, monkeypatch, capsys, caplog):
