@@ -230,10 +230,10 @@ def parse_words(words: list[str], known: flags.FlagValues) -> list[str]:
     """Parses a command line into `known`; returns the words that are not flags, with the program's name. Raises
     flags.Error for a wrong flag, and for a name longer than LONGEST_NAME, for which absl's search for similar names
     would take much memory or overflow the stack."""
-    for word in known(words, known_only=True)[1:]:
-        if word.startswith("-") and len(word.partition("=")[0]) > LONGEST_NAME:
-            raise flags.Error(f"no flag has so long a name as {word[:20]!r}")
     try:
+        for word in known(words, known_only=True)[1:]:
+            if word.startswith("-") and len(word.partition("=")[0]) > LONGEST_NAME:
+                raise flags.Error(f"no flag has so long a name as {word[:20]!r}")
         return known(words)
     except ValueError as error:  # of --noNAME=VALUE
         raise flags.Error(str(error)) from error
