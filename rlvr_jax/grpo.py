@@ -33,7 +33,7 @@ class GRPOConfig(Config):
     resets: ResetConfig = ResetConfig()
     adapter: AdapterConfig = AdapterConfig()
     num_prompts: int = flag(16, "groups per step, each normalised separately even if all share a problem", minimum=1)
-    group_size: int = flag(8, "completions per group, compared with each other; 1: no comparison", minimum=1)
+    group_size: int = flag(8, "completions per group, compared with each other; with 1 nothing is compared", minimum=1)
     update_group_size: int = flag(0, "compare and learn from only the first this many completions of each group; "
                                   "the rest only feed the reward, for example TTRL's vote; 0: all", minimum=0)
     max_resamples: int = flag(0, "times to sample again to replace zero-variance groups (all rewards equal)", minimum=0)

@@ -44,7 +44,7 @@ class OptimizerConfig(Config):
 class UpdateConfig(Config):
     """How an update passes over its batch, and how it saves memory."""
 
-    temperature: float = flag(1.0, "sampling temperature of the rollouts, and of every log-probability", above=0)
+    temperature: float = flag(1.0, "sampling temperature of rollouts; the loss divides logits by it, too", above=0)
     num_passes: int = flag(1, "times the update goes over a step's batch", minimum=1)
     num_minibatches: int = flag(1, "optimiser updates in each pass", minimum=1)
     grad_accumulation: int = flag(1, "micro-batches into which each device cuts a minibatch, to save memory; long "

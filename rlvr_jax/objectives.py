@@ -77,7 +77,7 @@ def score_function(logprobs_BxT, old_logprobs_BxT, advantages, mask_BxT, low, hi
 
 
 def k3_kl(logprobs_BxT, ref_logprobs_BxT):
-    """exp(d) - d - 1, at most 10, for d = ref - policy: Schulman's low-variance estimate of KL(policy || reference)."""
+    """exp(d) - d - 1, clipped at 10, for d = ref - policy: Schulman's low-variance estimate of KL(policy || reference)."""
     difference = jnp.clip(ref_logprobs_BxT - logprobs_BxT, -20, 20)  # an overflow would make the gradient 0 * inf
     return jnp.clip(jnp.exp(difference) - difference - 1, -10, 10)
 

@@ -50,7 +50,7 @@ class Batch:
     prompts: Prompts
     prompt_index: jax.Array  # i32[B], the prompt of each row
     completions: jax.Array  # i32[B,T]
-    completion_mask: jax.Array  # bool[B,T], false throughout rows that must have no influence
+    completion_mask: jax.Array  # bool[B,T], false throughout rows that the loss leaves out
     advantages: jax.Array  # f32[B], for all tokens of a completion, or f32[B,T]
     sampler_logprobs: Optional[jax.Array] = None  # f32[B,T], None for tokens that were not sampled
     old_logprobs: Optional[jax.Array] = None  # f32[B,T], None if a batch has one update: then ratios are 1

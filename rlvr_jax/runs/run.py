@@ -45,7 +45,7 @@ class RunConfig(Config):
                        lambda: mirrors.MIRRORS, free=True, listed=True)
     tensorboard: bool = flag(False, "the same as --log_to=tensorboard, for commands of earlier versions", free=True)
     eval_every: int = flag(10, "measure held-out accuracy every this many steps, after the last, and (not in "
-                           "pretrain) before the first; 0: only then", minimum=0, free=True)
+                           "pretrain) before the first; 0: only before and after", minimum=0, free=True)
 
 
 LOGS = ("metrics", "rollouts", "heldout")  # NAME.jsonl in the run directory
@@ -234,7 +234,7 @@ class Run:
     def log(self, row: dict, show: tuple = (), rollouts: list = ()) -> None:
         """Writes `row`, {name: metric} of a step, to metrics.jsonl and the rows `rollouts` to rollouts.jsonl; the
         progress bar shows the metrics named in `show`. Raises UserError if a metric of --stop_when or --keep_best is
-        missing, or the loss or its gradient is not finite: then the update of the previous step was already bad."""
+        missing, or the loss or its gradient is not finite: the parameters before the step may be bad already."""
         self._check_names(row)
         if processes.is_main():
             for rollout in rollouts:

@@ -11,8 +11,8 @@ and the digit that it changes (h hundreds, t tens, u units), modulo 10: `712 + 3
   t   in pre-training a fifth of the multiplication facts is random; all problems of other splits need such a fact
   n   no skill: all solutions are sloppy
 
-Whatever accuracy RL gains in c and t is a skill that it has taught. In the variants of s1, s2 and t in `LEVELS`,
-such as s1_15, problems need a fact that t withholds, and equally many solutions are right. Axes as in `chains.py`.
+Whatever accuracy RL gains in c and t is a skill that it has taught. In the variants of s1, s2 and t in `LEVELS`, such
+as s1_15, problems need a fact that t withholds, and base models of a level should solve as much. Axes: see `chains.py`.
 """
 
 import functools

@@ -43,11 +43,12 @@ class DiagnoseConfig(Config):
         trained="model that was trained from --base, with the same shape and tokenizer: named as --base is",
         out="directory for summary.json, diagnose.md, diagnose.png, and the completions")
     num_samples: int = flag(256, "completions of each problem, at --temperature, for pass@k and Cover@tau", minimum=1)
-    sampled_problems: int = flag(128, "number of problems sampled for pass@k and Cover@tau; 0: all", minimum=0)
+    sampled_problems: int = flag(128, "problems of each source sampled for pass@k and Cover@tau; 0: all", minimum=0)
     temperature: float = flag(1.0, "sampling temperature of pass@k and Cover@tau", above=0)
     taus: tuple[float, ...] = flag((0.1, 0.5), "Cover@tau: least success rates of a solved problem", above=0, maximum=1)
     first: tuple[int, ...] = flag((1, 2, 4), "forced prefix: how many first tokens the trained model writes", minimum=1)
-    shares: tuple[float, ...] = flag((0.01, 0.05, 0.1), "swaps: largest shares of tokens to swap", above=0, maximum=1)
+    shares: tuple[float, ...] = flag((0.01, 0.05, 0.1), "swaps: shares of tokens, those with the largest KL or "
+                                     "entropy", above=0, maximum=1)
     frontier: str = flag("", "run directories of scripts.train that trained fewer parameters of the same base model, "
                          "joined by commas: how many parameters reach half of the gain", free=True)
     sft: str = flag("", "run directory of scripts.finetune from the same base model: how many training tokens it needs "

@@ -46,7 +46,7 @@ def contrast(scores_F: np.ndarray, seed: int) -> int:
 
 
 def random(scores_F: np.ndarray, seed: int) -> int:
-    """A control: a latent other than that of contrast, active at the end of some prompt; UserError if there is none."""
+    """A control: a latent other than that of contrast, active at the end of some prompt. UserError if no other is."""
     others = np.setdiff1d(np.flatnonzero(np.isfinite(scores_F)), contrast(scores_F, seed))  # inactive: -inf
     if not len(others):
         raise UserError("--latent=random: only one latent is active at the ends of prompts; raise --active")

@@ -33,8 +33,8 @@ class SteeringConfig(Config):
                       "2510.07364 takes one at 37 % of the depth", minimum=0)
     trained: str = flag("", "trained model to fit the gate to: the gate learns where the most likely token of this "
                         "model differs from that of --model")
-    fit_problems: str = flag("", "file of problems to fit vector and gate on; empty: the example split of the "
-                             "synthetic family in --problems")
+    fit_problems: str = flag("", "file of problems to fit vector and gate, and to choose settings, on; empty: the "
+                             "example split, and to choose the dev split, of the synthetic family in --problems")
     num_fit: int = flag(512, "number of problems to fit on", minimum=5)
 
 
@@ -127,7 +127,7 @@ def means(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem]
 
 def random(config: SteeringConfig, loaded: LanguageModel, problems: list[Problem],
            like_D: Optional[np.ndarray] = None) -> np.ndarray:
-    """A control, f[D]: a random direction with the length of the vector of `means`, or of `like_D` if given."""
+    """A control: a random direction, f[D], as long as the vector of `means`, or as `like_D` if given."""
     like_D = means(config, loaded, problems) if like_D is None else like_D
     return scale_to(like_D, np.random.default_rng(config.kept.seed).standard_normal(loaded.config.d_model))
 

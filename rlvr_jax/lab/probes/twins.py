@@ -19,7 +19,7 @@ MAX_DRAWS = 200  # attempts to draw a twin that differs from the problem
 
 
 def reorder_sentences(rng: np.random.Generator, problem: Problem) -> Optional[Problem]:
-    """The problem with its sentences in another order and the same answer; None if it has no two different ones."""
+    """The problem with its sentences in another order and the same answer; None without two different sentences."""
     sentences = re.split(r"(?<=[.!?])\s+", problem.question.strip())
     num_draws = MAX_DRAWS if len(set(sentences)) > 1 else 0
     for _ in range(num_draws):
