@@ -149,7 +149,7 @@ def format_page(results: dict[str, dict]) -> str:
             small.setdefault(name, []).append(f"{result['chip']} {peak / 1e9:.2f}")
             continue
         hours = [f"{steps * result[key] / 3600:,.1f}" if bounded else "" for key in ("step", "step_at_40")]
-        rows.append([name, result["chip"], "yes" if fits else result["verdict"],
+        rows.append([name, result["chip"], "yes" if fits else result["verdict"].partition("; could fit")[0],
                      f"{peak / 1e9:.2f} of {result['usable'] / 1e9:.1f}, {largest}", steps, *hours,
                      *(format_bound(result, which) if bounded else "" for which in ("sampling", "update"))])
     table = markdown_table(["flag file", "chip", "fits", "GB", "steps", "hours", "at 40 %", "sampling, s", "update, s"], rows)

@@ -179,8 +179,8 @@ def spread(record: dict) -> str:
 
 
 def changed(record: dict) -> str:
-    """HTML of the one problem in record["changed"], {caption: {"problem", "benchmark", "answer", "arms", "completions"}},
-    whose two completions, the control's and the arm's, are shorter: a problem that became right or wrong with the arm."""
+    """HTML of one problem in record["changed"], {caption: {"problem", "benchmark", "answer", "arms", "completions"}}, that
+    with the shorter pair of completions, the control's and the arm's: the last two paragraphs of both."""
     def table_row(texts: list[str]) -> str:  # Markdown would read backslashes and dollars, even inside HTML
         cells = (html.escape(text).replace("\\", "&#92;").replace("$", "&#36;").replace("\n", "<br>") for text in texts)
         return "<tr>" + "".join(f'<td valign="top">{cell}</td>' for cell in cells) + "</tr>"
@@ -188,19 +188,19 @@ def changed(record: dict) -> str:
     if not (found := record.get("changed")):
         return ""
     caption, example = min(found.items(), key=lambda item: len("".join(item[1]["completions"])))
-    return (f"{caption}: problem {example['problem']} of {example['benchmark']}, answer {example['answer']}.\n\n"
-            f"<table>{table_row(example['arms'])}{table_row(example['completions'])}</table>")
+    ends = ["\n\n".join(text.split("\n\n")[-2:]) for text in example["completions"]]
+    return (f"{caption}: problem {example['problem']} of {example['benchmark']}, answer {example['answer']}. The ends of "
+            f"both completions:\n\n<table>{table_row(example['arms'])}{table_row(ends)}</table>")
 
 
 def section(record: dict, joins: bool) -> list[str]:
     """The Markdown paragraphs on a study. If it `joins` another's page, only its heading and one link are different."""
     study, built, (head, *rows) = record["study"], record.get("construction", ""), table(record)
-    judged, how = verdict(record).split(", ", 1)
     return [f'<a id="{study}"></a>\n\n## {record["title"]}' if joins else f"# {record['title']}",
             f"**Question.** {record['question'].strip()}", f"**Answer.** {answer(record)}",
             "**Decided by construction.** " * bool(built) + built, f"![{record['title']}]({study}.png)",
             spread(record), markdown_table(head, rows), record.get("note", ""), changed(record),
-            f"**[{judged}](README.md#how-to-read), {how}**", markdown_table(RULES, rules(record)),
+            f"**[{verdict(record).replace(', by', '](README.md#how-to-read), by', 1)}**", markdown_table(RULES, rules(record)),
             f"**Known before.** {record['known'].strip()}", record["origin"]]
 
 

@@ -239,12 +239,13 @@ def test_a_page_shows_the_first_problem_that_changed_with_the_shorter_completion
     for name, rights in right.items():
         write_jsonl(tmp_path / f"{name}.jsonl", *(
             {"benchmark": "b", "problem": i, "answer": "4", "correct": bool(x),
-             "completion": f"{name} {i}: $<4>$\nend{'!' * (i == 2)}"} for i, x in enumerate(rights)))
+             "completion": f"gone\n\n{name} {i}: $<4>$\n\nend{'!' * (i == 2)}"} for i, x in enumerate(rights)))
     found = sources.changed({"control": "base", "changed": {"arm": "one", "file": "{of}.jsonl"}}, cells)
     assert [pair["problem"] for pair in found.values()] == [3, 2]
     text = records.changed({"changed": found})
-    assert "became right: problem 3 of b, answer 4.\n\n<table><tr>" in text and "<td valign=\"top\">one, seed 0</td>" in text
-    assert "before 3: &#36;&lt;4&gt;&#36;<br>end</td>" in text and "after 2" not in text and "before 0" not in text
+    assert "became right: problem 3 of b, answer 4. The ends of both completions:\n\n<table><tr>" in text
+    assert "<td valign=\"top\">one, seed 0</td>" in text and "before 3: &#36;&lt;4&gt;&#36;<br><br>end</td>" in text
+    assert not [gone for gone in ("gone", "after 2", "before 0") if gone in text]
     assert records.changed({}) == ""
 
 
