@@ -11,8 +11,6 @@ from typing import Callable, Optional
 import numpy as np
 from scipy import stats
 
-from rlvr_jax.evaluation.calibration import auroc
-
 ALPHA = 0.05  # two-sided error of intervals, and of the tests of a study with one analysis
 # Number of planned analyses; Pocock's level of each. The error of all is .05 if evenly spaced, .058 at 5, 10, 20 seeds.
 LOOKS, ALPHA_OF_A_LOOK = 3, 0.0221
@@ -66,19 +64,6 @@ def holm(p_values: list[float], error: float) -> list[float]:
 def exact_binomial(count: int, number: int) -> tuple[float, float]:
     """Exact 95 % interval of a share, with `count` hits in `number` trials (Clopper and Pearson, 1934)."""
     return tuple(map(float, stats.binomtest(count, number).proportion_ci(1 - ALPHA, "exact")))
-
-
-def separation(first: list, second: list, groups: list) -> Optional[float]:
-    """The chance that a value of `first` is above one of `second` of the same group, ties counted half: the mean over
-    groups of the AUROC in each. `groups` has a label for each position of both lists, or is empty for one group. None
-    values are left out; the result is None if no group has values of both lists."""
-    groups, chances = groups or [None] * len(first), []
-    for group in dict.fromkeys(groups):
-        rows = [(value, is_first) for is_first, values in ((True, first), (False, second))
-                for value, label in zip(values, groups) if label == group and value is not None]
-        chances.append(auroc(*map(np.array, zip(*rows))) if rows else None)
-    known = [chance for chance in chances if chance is not None]
-    return float(np.mean(known)) if known else None
 
 
 def sign_test(count: int, number: int) -> float:

@@ -3,9 +3,8 @@
 The table [figure] in a study's file may have these keys. `measures`: each gets a panel with a row for every arm. `x`:
 measures against which each of `measures` is drawn. `log_x`: true, or those of `x` with a logarithmic axis. `curves`:
 metrics to draw by step, from the run directory `run`. `arrows`: measures [x, x after, y, y after]; each arm gets an
-arrow between the two points. `pairs`: pairs of arms; a heat map says of each measure in `heat`, for each pair, how
-often the measure is higher in the first arm. `controls`: arms drawn hollow, by default the study's `control`. `labels`:
-{name = "words"} of axes; those in labels.toml hold for all studies. The table `shown` in the file chooses the arms.
+arrow between the two points. `controls`: arms drawn hollow, by default the study's `control`. `labels`: {name =
+"words"} of axes; those in labels.toml hold for all studies. The table `shown` in the file chooses the arms.
 """
 
 import pathlib
@@ -20,7 +19,7 @@ from rlvr_jax.report import figures
 
 COLORS = ("#0072b2", "#d55e00", "#00785a", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8c564b")  # Okabe and Ito
 MARKERS, LINES = ("o", "s", "^", "D"), ("-", "--", ":", "-.")
-KINDS = dict.fromkeys(("measures", "x", "curves", "controls", "arrows", "heat", "pairs"), list) | {
+KINDS = dict.fromkeys(("measures", "x", "curves", "controls", "arrows"), list) | {
     "log_x": (bool, list), "run": str, "labels": dict}  # keys of [figure] -> types
 MOST_PANELS = 3
 LABELS = tomllib.loads(pathlib.Path(__file__).with_name("labels.toml").read_text("utf-8"))
@@ -40,16 +39,13 @@ def fault(study: dict) -> str:
     figure, shown = study.get("figure", {}), study.get("shown", {})
     wrong = [key for key, value in figure.items() if not isinstance(value, KINDS.get(key, ()))]
     if not wrong:
-        pairs, arrows = figure.get("pairs", []), figure.get("arrows", [""] * 4)
-        wrong = ["arrows"] * (len(arrows) != 4) + ["heat"] * (("heat" in figure) != ("pairs" in figure)) + [
-            "pairs" for pair in pairs if not (isinstance(pair, list) and len(pair) == 2)]
+        wrong = ["arrows"] * (len(figure.get("arrows", [""] * 4)) != 4)
     if wrong:
         return f"[figure] {wrong[0]} is not as it should be; docs/studies.md has {', '.join(KINDS)}"
     most = {"arms": records.MOST_ARMS, "measures": records.MOST_MEASURES}
     if not all(isinstance(names, list) and len(names) <= most.get(key, -1) for key, names in shown.items()):
         return 'shown: write shown = {arms = ["a"], measures = ["b"]}, at most 12 arms and 4 measures'
-    figure = figure | {"pairs": [arm for pair in figure.get("pairs", []) for arm in pair]}
-    lists = [*((f"[figure] {key}", names, "arms" if key in ("controls", "pairs") else "measures")
+    lists = [*((f"[figure] {key}", names, "arms" if key == "controls" else "measures")
                for key, names in figure.items() if isinstance(names, list) and key != "curves"),
              ("table", study.get("table", []), "measures"),  # (key, its list of names, what the names have to be)
              *((f"shown: {key}", names, key) for key, names in shown.items())]
@@ -84,17 +80,14 @@ def draw_figure(record: dict):
     recorded = {metric for units in record.get("curves", {}).values() for curves in units.values() for metric in curves}
     metrics = [metric for metric in figure.get("curves", []) if metric in recorded]
     arrows = [figure["arrows"]] if "arrows" in figure else []
-    heat = [figure["heat"]] if "heat" in figure else []
-    metrics = metrics[: MOST_PANELS - 1 - len(pairs) - len(arrows) - len(heat)]
-    if not (measures or metrics or arrows or heat):  # a figure of curves, and none in the record
+    metrics = metrics[: MOST_PANELS - 1 - len(pairs) - len(arrows)]
+    if not (measures or metrics or arrows):  # a figure of curves, and none in the record
         measures = records.choose_columns(record)[1]
-    dots = measures[: MOST_PANELS - len(pairs) - len(arrows) - len(metrics) - len(heat)]
+    dots = measures[: MOST_PANELS - len(pairs) - len(arrows) - len(metrics)]
     # For each panel: the function that draws it, and its arguments after (axes, record).
     panels = [*((draw_dots, name, look) for name in dots), *((draw_curve, metric, look) for metric in metrics),
-              *((draw_against, *pair, look) for pair in pairs), *((draw_arrows, names, look) for names in arrows),
-              *((draw_heat, names) for names in heat)]
-    rows = max(len(arms), *map(len, heat), 0)
-    sheet = Figure((0.4 + 0.065 * max(map(len, arms)) + 3.2 * len(panels), max(2.8, 0.23 * rows + 1)),
+              *((draw_against, *pair, look) for pair in pairs), *((draw_arrows, names, look) for names in arrows)]
+    sheet = Figure((0.4 + 0.065 * max(map(len, arms)) + 3.2 * len(panels), max(2.8, 0.23 * len(arms) + 1)),
                    layout="constrained")
     for i, (axes, (draw, *arguments)) in enumerate(zip(sheet.subplots(1, len(panels), squeeze=False)[0], panels)):
         draw(axes, record, *arguments)
@@ -198,24 +191,6 @@ def draw_arrows(axes, record: dict, names: list[str], look: dict[str, Look]) -> 
             axes.plot(*tail, ".", color=style.color, ms=4)
     axes.set(xlabel=label(record, names[1]), title=label(record, names[3]))
     keep_to_shares(axes, "xy")
-
-
-def draw_heat(axes, record: dict, names: list[str]) -> None:
-    """Draws a row of cells for each measure in `names`, with a cell for each pair of arms in `pairs` of [figure]: the
-    chance that the measure is higher in the pair's first arm (`statistics.separation`), among seeds with the same
-    example."""
-    pairs, groups = record["figure"]["pairs"], [unit["example"] for unit in record.get("units", [])]
-    chances = np.array([[statistics.separation(*(record["measures"][arm][name]["seeds"] for arm in pair), groups)
-                         for pair in pairs] for name in names], float)  # None becomes nan: a cell without colour
-    axes.imshow(chances, cmap="RdBu_r", vmin=0, vmax=1, aspect="auto")
-    for (row, column), chance in np.ndenumerate(chances):
-        if not np.isnan(chance):
-            axes.text(column, row, f"{chance:.2f}", ha="center", va="center", fontsize="x-small",
-                      color="white" if abs(chance - 0.5) > 0.35 else "black")
-    axes.grid(False)
-    axes.set_yticks(range(len(names)), [label(record, name) for name in names], fontsize="x-small")
-    axes.set_xticks(range(len(pairs)), [f"{first} above {second}" for first, second in pairs])
-    axes.set_title("chance that the first arm's value\nis higher; .5: no difference")
 
 
 def keep_to_shares(axes, sides: str) -> None:

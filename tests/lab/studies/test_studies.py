@@ -310,10 +310,6 @@ def test_a_measure_may_be_a_sum_over_steps_or_a_number_of_the_arm(tmp_path):
     ("[figure]", '[figure]\nx = ["lenght"]', "x: 'lenght' is none of the measures: end, start, gain"),
     ("[figure]", '[figure]\nlabels = "end"', r"\[figure\] labels is not as it should be"),
     ("[figure]", '[figure]\narrows = ["end"]', r"\[figure\] arrows is not as it should be"),
-    ("[figure]", '[figure]\nheat = ["end"]', r"\[figure\] heat is not as it should be"),
-    ("[figure]", '[figure]\nheat = ["end"]\npairs = [["bent"]]', r"\[figure\] pairs is not as it should be"),
-    ("[figure]", '[figure]\nheat = ["end"]\npairs = [1]', r"\[figure\] pairs is not as it should be"),
-    ("[figure]", '[figure]\nheat = ["end"]\npairs = [["bent", "plane"]]', "pairs: 'plane' is none of the arms"),
     ("[figure]", '[figure]\ncurvs = []', r"\[figure\] curvs is not as it should be; docs/studies.md has measures, x"),
     ("[figure]", '[figure]\nlog_x = ["lenght"]', "log_x: 'lenght' is none of the measures"),
     ("[figure]", '[figure]\nmeasures = ["end", "ned"]', "measures: 'ned' is none of the measures"),
@@ -398,17 +394,6 @@ def test_an_arrow_leads_from_before_to_after_and_what_lacks_a_mean_has_none():
     *_, axes = drawn(arms, {"measures": ["s"], "arrows": ["s", "s2", "r", "r2"], "labels": {"r2": "up\n← no"}}).axes
     assert [(arrow.xyann, arrow.xy) for arrow in axes.texts] == [((0, 1), (.3, .7))] and len(axes.containers) == 1
     assert (axes.get_xlabel(), axes.get_title("left")) == ("s2", "up\n← no")
-
-
-def test_a_heat_map_compares_the_arms_of_a_pair_within_each_example():
-    """coin has .2, .2 against .1, .2 of few with the first example (3 of 4, a tie is half), .5 against .3 with the next."""
-    sheet = drawn(THREE, {"measures": ["score"], "heat": ["score", "size"], "pairs": [
-        ["many", "few"], ["coin", "few"], ["cut", "coin"]]}, units=[{"example": i} for i in (0, 0, 1)])
-    *_, axes = sheet.axes
-    assert {tuple(map(int, text.get_position())): text.get_text() for text in axes.texts} == {
-        (0, 0): "1.00", (1, 0): "0.88", (2, 0): "0.75", (0, 1): "1.00", (1, 1): "0.50"}  # cut has no size
-    assert [text.get_text() for text in axes.get_xticklabels()] == ["many above few", "coin above few", "cut above coin"]
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["score", "size"]
 
 
 def test_there_are_at_most_three_panels_and_curves_have_the_mean_of_their_seeds():
