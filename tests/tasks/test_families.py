@@ -102,8 +102,9 @@ def test_shares_are_read(text, shares):
 
 
 @pytest.mark.parametrize("text, named", [
-    ("bolean", "none of arithmetic, boolean"), ("", "none of arithmetic, boolean"), ("arithmetic:x", "arithmetic:x"),
-    ("arithmetic:1.5,boolean:-0.5", "above 0"), ("arithmetic:nan", "arithmetic:nan"),
+    ("bolean", "none of arithmetic, boolean"), ("", "none of arithmetic, boolean"),
+    ("arithmetic:x", "is 'x', no finite"),
+    ("arithmetic:1.5,boolean:-0.5", "above 0"), ("arithmetic:nan", "is 'nan', no"),
     ("arithmetic,boolean", "sum to 2"), ("arithmetic:0.5,boolean:0.4", "sum to 0.9"),
     ("boolean:0.5,boolean:1", "each family once")])
 def test_shares_that_make_no_sense_are_refused_by_name(text, named):

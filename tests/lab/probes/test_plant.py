@@ -57,6 +57,12 @@ def test_leaked_texts_are_learnt_whole_as_often_as_they_say(tmp_path):
     assert "--leaked (was" in flags.changed_flags(tmp_path, longer, "--run_dir", "pretrain")
 
 
+def test_a_family_whose_share_rounds_to_no_row_is_refused():
+    config, shares = PretrainConfig.from_flags(num_ops=2, batch_size=8), {"arithmetic": .997, "boolean": .003}
+    with pytest.raises(UserError, match="boolean has less than a row of --batch_size=8"):
+        pretrain.make_data(config, shares, families.make_tokenizer(shares))
+
+
 def test_a_wider_window_changes_no_batch():
     wide, narrow = (PretrainConfig.from_flags(num_ops=2, batch_size=8, window=window) for window in (40, 0))
     assert pretrain.max_window(wide, SHARES) == 40 and pretrain.max_window(narrow, SHARES) == sum(
