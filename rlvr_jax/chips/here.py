@@ -152,6 +152,7 @@ def format_page(results: dict[str, dict]) -> str:
         rows.append([name, result["chip"], "yes" if fits else result["verdict"].partition("; could fit")[0],
                      f"{peak / 1e9:.2f} of {result['usable'] / 1e9:.1f}, {largest}", steps, *hours,
                      *(format_bound(result, which) if bounded else "" for which in ("sampling", "update"))])
-    table = markdown_table(["flag file", "chip", "fits", "GB", "steps", "hours", "at 40 %", "sampling, s", "update, s"], rows)
+    table = markdown_table([
+        "flag file", "chip", "fits", "GB", "steps", "hours", "at 40 %", "sampling, s", "update, s"], rows)
     return PAGE.format("; ".join(dict.fromkeys(result["compiler"] for result in results.values())), table, CACHED / 1e9,
                        "; ".join(f"{name} on {', '.join(chips)}" for name, chips in small.items()) or "none")

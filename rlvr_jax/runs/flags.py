@@ -114,7 +114,7 @@ def claim(directory: pathlib.Path, flag: str, resume: str) -> IO:
     `resume` is "never", an existing directory is first renamed to DIRECTORY.1, or to the next number that is free.
     Raises UserError if that would rename the current directory, or files that no command wrote."""
     found = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
-    if resume == "never" and found and (not directory.name or not found & {*WRITTEN}):
+    if resume == "never" and (not directory.name or found and not found & {*WRITTEN}):
         raise UserError(f"{flag}={directory} with --resume=never would rename this directory, which is not of a run or "
                         "a measurement: name another one")
     earlier = directory.exists()

@@ -100,7 +100,7 @@ def check_config(config: TrainConfig) -> None:
         raise UserError("--adapter_rank and --adapter_alpha need --trainable=lora: leave them out")
     if resets.reset_patience and config.heldout == "none":
         raise UserError("--reset_patience counts evaluations, and --heldout=none makes none: leave one of them out")
-    if resets.ever and resets.reset == "reference" and not config.grpo.keep_reference:
+    if resets.ever and resets.reset == "reference" and not config.grpo.measure_kl:
         raise UserError("--reset=reference has no reference to renew: --kl_coef and --track_kl are off")
     if config.record_history and config.grpo.max_resamples:
         raise UserError("--record_history needs --max_resamples=0: resampling swaps problems within a step")

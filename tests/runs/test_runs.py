@@ -191,6 +191,8 @@ def test_without_keep_best_the_newest_stay_and_no_step_is_best(go, tmp_path):
     (tmp_path / "thesis" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="would rename this directory, which is not of a run"):
         flags.claim(tmp_path / "thesis", "--run_dir", "never")
+    with pytest.raises(UserError, match="--run_dir=. with --resume=never would rename this directory"):
+        flags.claim(pathlib.Path("."), "--run_dir", "never")
     assert (tmp_path / "thesis" / "thesis.txt").read_text() == "mine"
     assert checkpoint.steps(tmp_path / "run") == [4, 8, 10]
     go(keep_best="eval/greedy", save_every=3, keep_last=2, resume="never")  # 3 and 9 are not evaluated
